@@ -1,0 +1,69 @@
+"""Every error fastneuron raises on purpose: what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendUnavailable",
+    "DataError",
+    "DataWarning",
+    "FastneuronError",
+    "ModelFileError",
+    "NonFiniteError",
+    "SpecError",
+    "UnknownNameError",
+]
+
+
+class FastneuronError(Exception):
+    """Base of all errors that fastneuron raises on purpose."""
+
+
+class SpecError(FastneuronError, ValueError):
+    """A description (layer, network, optimizer, schedule) contradicts itself."""
+
+
+class DataError(FastneuronError, ValueError):
+    """An array that came in cannot be used; the message names the argument and the position."""
+
+
+class UnknownNameError(FastneuronError, ValueError):
+    """A name is in no table; the message lists the names that are."""
+
+
+class ModelFileError(FastneuronError, ValueError):
+    """A model file is damaged, hostile, or written by a newer version."""
+
+
+class BackendUnavailable(FastneuronError, RuntimeError):
+    """A backend exists by name but cannot run here; the message is the reason."""
+
+
+class NonFiniteError(FastneuronError, ArithmeticError):
+    """Training produced a NaN or an infinity and stopped before applying that step.
+
+    The parameters are those after the last whole step, all of them finite.
+
+    Attributes
+    ----------
+    epoch, step : int
+        Zero-based position: the epoch of this call, and the optimizer step counted over the
+        trainer's life.
+    layer : int or None
+        First layer whose output is not finite on that batch; None where every layer's output is
+        finite and the loss or a gradient is not.
+    learning_rate : float
+        The learning rate of that step.
+    """
+
+    def __init__(
+        self, message: str, *, epoch: int, step: int, layer: int | None, learning_rate: float
+    ) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.step = step
+        self.layer = layer
+        self.learning_rate = learning_rate
+
+
+class DataWarning(UserWarning):
+    """Data was accepted after a conversion that the caller may not have meant."""

@@ -1,0 +1,1 @@
+"""Kernels by backend; reached only through `fastneuron.backends`."""

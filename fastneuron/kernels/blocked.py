@@ -1,0 +1,266 @@
+"""An engine over the blocked layout: all but the compiled workers, which a backend supplies."""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron.kernels import layout as at
+from fastneuron.kernels import stages
+from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Status
+from fastneuron.kernels.cost import choose_threads
+from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
+from fastneuron.losses import Loss
+from fastneuron.optimizers import N_SCALARS, Optimizer
+from fastneuron.spec import NetworkSpec
+from fastneuron.threads import run_team, usable_cores
+
+_NO_LABELS = np.empty(0, np.int64)
+_ONE_STEP = np.zeros((1, N_SCALARS), np.float64)
+
+
+class BlockedEngine(Engine):
+    """Training state resident in one arena, allocated once; steps run in chunks of compiled code.
+
+    The same bits come out for every thread count, chunking and batch capacity. Calls from several
+    Python threads take turns.
+    """
+
+    #: Name of the backend, for `plan`.
+    backend: ClassVar[str]
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        loss: Loss | None = None,
+        optimizer: Optimizer | None = None,
+        *,
+        n_threads: int | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
+        self._dtype = np.dtype(spec.dtype)
+        self._max_threads = n_threads or usable_cores()
+        self._words = np.zeros(stages.WORDS, np.int64)
+        self._turn = threading.Lock()
+        self._kept = 0  # rows whose activations `update` can use
+        self._no_targets = np.empty((0, 0), self._dtype)
+        self._no_weight = np.empty(0, self._dtype)
+        self._lay_out(batch_size)
+        self._arena[: self._layout.persistent] = 0
+
+    # What a backend supplies.
+
+    @abstractmethod
+    def _lanes(self) -> int:
+        """Columns of a panel."""
+
+    def _input(self, array: Array) -> Array:
+        """Return an array that workers only read in the form that they take."""
+        return array
+
+    @abstractmethod
+    def _train(self, *arguments: Any) -> None:
+        """Run the compiled training worker as one thread of the team."""
+
+    @abstractmethod
+    def _infer(self, *arguments: Any) -> None:
+        """Run the compiled inference worker as one thread of the team."""
+
+    # State.
+
+    def _lay_out(self, capacity: int) -> None:
+        self._layout = Layout.build(self.spec, self._lanes(), capacity, self._max_threads)
+        head = self._layout.head
+        head[at.LOSS] = -1 if self.loss is None else self.loss.code
+        head[at.UPDATE] = -1 if self.optimizer is None else self.optimizer.kind
+        head[at.DECAY_BIAS] = self.optimizer is not None and self.optimizer.decay_bias
+        self._arena = aligned(self._layout.size, self._dtype)
+        self._scratch = np.empty((self._max_threads, self._lanes()), self._dtype)
+        # Worker code steps through positions with 64-bit integers from 0: the identity order of a
+        # batch that is given whole.
+        self._identity = np.arange(self._layout.capacity, dtype=np.int64)
+
+    def _grow(self, rows: int) -> None:
+        """Make room for batches of `rows` rows; state is kept, scratch is not."""
+        if rows <= self._layout.capacity:
+            return
+        old, persistent = self._arena, self._layout.persistent
+        self._lay_out(rows)
+        self._arena[:persistent] = old[:persistent]
+        self._kept = 0
+
+    def _region(self, entry: int) -> Array:
+        start = int(self._layout.head[entry])
+        return self._arena[start : start + self._layout.n_parameters]
+
+    def load(self, parameters: Parameters) -> None:
+        with self._turn:
+            self._layout.pack(parameters, self._region(at.PARAMETERS))
+            for index, (weight, _bias) in enumerate(parameters):
+                transposed = self._layout.transposed_view(self._arena, index)
+                transposed[...] = to_panels(weight.T, self._lanes())
+
+    def export(self) -> Parameters:
+        with self._turn:
+            return self._layout.unpack(self._region(at.PARAMETERS))
+
+    def load_moments(self, moments: Sequence[Parameters]) -> None:
+        with self._turn:
+            for region, moment in zip((at.MOMENT_1, at.MOMENT_2), moments, strict=False):
+                self._layout.pack(moment, self._region(region))
+
+    def export_moments(self) -> list[Parameters]:
+        count = 0 if self.optimizer is None else self.optimizer.n_moments
+        with self._turn:
+            regions = (at.MOMENT_1, at.MOMENT_2)[:count]
+            return [self._layout.unpack(self._region(region)) for region in regions]
+
+    # Work.
+
+    def _threads(self, rows: int, steps: int, work_per_row: int) -> int:
+        choice = choose_threads(work_per_row * rows, steps, self._max_threads, self.n_threads)
+        return choice.threads
+
+    def _call(self, threads: int, worker: Any, arguments: tuple[Any, ...]) -> Outcome:
+        """Run a worker on `threads` threads and read off how it went. The caller holds the turn."""
+        words = self._words
+        words[:] = 0
+
+        def work(tid: int) -> None:
+            worker(*arguments, words, tid, threads)
+
+        def abort() -> None:
+            words[stages.ABORTED] = 1
+
+        run_team(threads, work, abort)
+        return Outcome(Status(int(words[stages.STATUS])), int(words[stages.STEPS]))
+
+    def _train_call(
+        self,
+        stage: int,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        scalars: NDArray[np.float64],
+        losses: NDArray[np.float64],
+        rows: int,
+    ) -> Outcome:
+        labels, targets = (y, self._no_targets) if y.ndim == 1 else (_NO_LABELS, y)
+        given = self._input
+        threads = self._threads(rows, len(bounds) - 1, self.spec.multiply_adds)
+        arguments = (
+            stage,
+            self._arena,
+            self._layout.head,
+            self._layout.layers,
+            given(x),
+            given(labels),
+            given(targets),
+            given(self._no_weight if weight is None else weight),
+            given(order),
+            given(bounds),
+            given(scalars),
+            losses,
+            self._scratch,
+        )
+        return self._call(threads, self._train, arguments)
+
+    def run(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        scalars: NDArray[np.float64],
+        losses: NDArray[np.float64],
+    ) -> Outcome:
+        rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[-1] - bounds[0])
+        stage = stages.FORWARD | stages.LOSS | stages.BACKWARD | stages.UPDATE
+        with self._turn:
+            self._grow(rows)
+            self._kept = 0
+            return self._train_call(stage, x, y, weight, order, bounds, scalars, losses, rows)
+
+    def _whole_batch(
+        self, stage: int, x: Array, y: Array, weight: Array | None, scalars: Any
+    ) -> Any:
+        """One step's stages on rows given whole, in their order."""
+        rows = len(x)
+        bounds = np.array([0, rows], np.int64)
+        loss = np.zeros(1, np.float64)
+        order = self._identity[:rows]
+        return self._train_call(stage, x, y, weight, order, bounds, scalars, loss, rows), loss[0]
+
+    def forward(self, x: Array) -> Array:
+        out = np.empty((len(x), self.spec.out_features), self._dtype)
+        work = sum(int(layer.n_parameters) for layer in self.spec.layers)
+        with self._turn:
+            threads = min(self._threads(len(x), 1, work), max(1, -(-len(x) // at.INFER_BLOCK)))
+            arguments = (self._arena, self._layout.head, self._layout.layers, self._input(x), out)
+            self._call(threads, self._infer, arguments)
+        return out
+
+    def forward_keep(self, x: Array) -> Array:
+        with self._turn:
+            self._grow(len(x))
+            self._whole_batch(stages.FORWARD, x, self._no_targets, None, _ONE_STEP)
+            self._kept = len(x)
+            return self._rows(at.OUT_ROWS, -1, self.spec.out_features, len(x))
+
+    def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
+        if len(dout) != self._kept:
+            raise ValueError(f"update() of {len(dout)} rows after forward_keep() of {self._kept}")
+        stage = stages.FOREIGN | stages.BACKWARD | stages.UPDATE | stages.INPUT_DELTA
+        with self._turn:
+            outcome, _loss = self._whole_batch(stage, dout, dout, None, scalars.reshape(1, -1))
+            self._kept = 0
+            return self._rows(at.IN_DELTA, 0, self.spec.in_features, len(dout)), outcome
+
+    def gradients(self, x: Array, y: Array, weight: Array | None) -> tuple[float, Parameters]:
+        stage = stages.FORWARD | stages.LOSS | stages.BACKWARD
+        with self._turn:
+            self._grow(len(x))
+            self._kept = 0
+            _outcome, loss = self._whole_batch(stage, x, y, weight, _ONE_STEP)
+            return float(loss), self._layout.unpack(self._region(at.GRADIENT))
+
+    def _rows(self, column: int, index: int, columns: int, rows: int) -> Array:
+        offset = int(self._layout.layers[index, column])
+        view = self._layout.rows_view(self._arena, offset, columns)
+        return from_panels(view[:, :rows], columns)
+
+    # What people and tests look at.
+
+    def poison(self, value: float) -> None:
+        """Fill all scratch with `value`: results must not change. For tests."""
+        with self._turn:
+            self._arena[self._layout.persistent :] = value
+            self._scratch[:] = value
+            self._kept = 0
+
+    def plan(self) -> dict[str, Any]:
+        work = self.spec.multiply_adds * self._layout.capacity
+        limit = self._max_threads
+        choice = choose_threads(work, 1_000_000, limit, self.n_threads)
+        return {
+            "backend": self.backend,
+            "threads": choice.threads,
+            "why": choice.why,
+            "multiply_adds_per_step": work,
+            "phases": [
+                "A rows: gather, forward, loss, deltas",
+                "B tiles: weight and bias gradients",
+                "B tiles: optimizer update, transposed copy",
+            ],
+            "tiles": int(self._layout.head[at.N_TILES]),
+            **self._layout.explain(),
+        }

@@ -1,0 +1,181 @@
+"""What every backend promises: the engine's methods, its status codes, and the names of the slots.
+
+Shapes: B batch rows, I inputs, O outputs, T the network's dtype. Rows are C-contiguous arrays of T
+that `fastneuron.arrays` has normalised; an engine trusts its arguments and checks nothing again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron.losses import Loss
+from fastneuron.optimizers import Optimizer
+from fastneuron.spec import NetworkSpec
+
+Array: TypeAlias = NDArray[Any]
+#: One (weight (I, O), bias (O,) or None) a layer, row-major.
+Parameters: TypeAlias = list[tuple[Array, Array | None]]
+
+#: Every slot, in the order in which a training step meets them. The reference fills all of them;
+#: its docstrings are the slots' documentation.
+SLOTS = (
+    "dense_forward",
+    "bias_act_forward",
+    "mse",
+    "mae",
+    "huber",
+    "softmax_cross_entropy",
+    "binary_cross_entropy",
+    "poisson",
+    "act_bias_backward",
+    "dense_backward",
+    "sgd_update",
+    "momentum_update",
+    "nesterov_update",
+    "adam_update",
+    "rmsprop_update",
+)
+
+
+class Status(IntEnum):
+    """How a call of an engine ended."""
+
+    OK = 0
+    LOSS_NOT_FINITE = 1  # the step's loss is NaN or infinite; that step was not applied
+    GRADIENT_NOT_FINITE = 2  # the squared norm of the step's gradient is; that step was not applied
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Result of `Engine.run` and `Engine.update`: how it ended, and how many whole steps."""
+
+    status: Status
+    steps: int
+
+
+class Engine(ABC):
+    """Training state in a backend's own layout, and the step on it.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+    loss : Loss or None
+        Entry of the loss table; None where only `forward` or foreign losses are used.
+    optimizer : Optimizer or None
+        None where only `forward` and `gradients` are used.
+    n_threads : int or None
+        None lets the engine decide from shapes alone. Results never depend on it.
+    batch_size : int
+        The batch that buffers are first sized for; they grow when a larger one comes.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        loss: Loss | None = None,
+        optimizer: Optimizer | None = None,
+        *,
+        n_threads: int | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        self.spec = spec
+        self.loss = loss
+        self.optimizer = optimizer
+        self.n_threads = n_threads
+        self.batch_size = batch_size
+
+    @abstractmethod
+    def load(self, parameters: Parameters) -> None:
+        """Copy `parameters` in; the optimizer's moments stay as they are."""
+
+    @abstractmethod
+    def export(self) -> Parameters:
+        """Return fresh row-major copies of the current parameters."""
+
+    @abstractmethod
+    def load_moments(self, moments: Sequence[Parameters]) -> None:
+        """Copy the optimizer's moments in: `n_moments` of them, shaped like the parameters."""
+
+    @abstractmethod
+    def export_moments(self) -> list[Parameters]:
+        """Return fresh row-major copies of the optimizer's moments."""
+
+    @abstractmethod
+    def run(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        scalars: NDArray[np.float64],
+        losses: NDArray[np.float64],
+    ) -> Outcome:
+        """Train on many batches in one call.
+
+        Step s trains on the rows ``order[bounds[s]:bounds[s + 1]]`` of the data.
+
+        Parameters
+        ----------
+        x : (n, I) T
+        y : (n, O) T, or (n,) int64 class numbers for cross-entropy
+        weight : (n,) T or None
+            Sample weights. A batch's loss is ``sum(weight_i * loss_i) / B``: the caller scales the
+            weights of the whole data set to mean 1.
+        order : (bounds[-1],) int64
+        bounds : (steps + 1,) int64, ascending, no empty batch
+        scalars : (steps, N_SCALARS) float64
+            What the optimizer needs at each step, from `Optimizer.scalars`.
+        losses : (steps,) float64, OUT
+            The mean loss of each batch before its update. Where a step fails, its loss is written
+            and later entries are left alone.
+
+        Returns
+        -------
+        Outcome
+            A step that would make anything non-finite is not applied: the state is that after
+            `Outcome.steps` whole steps.
+        """
+
+    @abstractmethod
+    def forward(self, x: Array) -> Array:
+        """Return the network's output (n, O) for x (n, I), n >= 0; no training state is touched.
+
+        A row's output has the same bits in any batch.
+        """
+
+    @abstractmethod
+    def forward_keep(self, x: Array) -> Array:
+        """Like `forward`, but keep what `update` needs: the activations of exactly these rows."""
+
+    @abstractmethod
+    def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
+        """Apply one optimizer step for the rows of the last `forward_keep`.
+
+        Parameters
+        ----------
+        dout : (B, O) T
+            dL/d(output), already holding whatever normalisation over the batch the loss wants.
+        scalars : (N_SCALARS,) float64
+
+        Returns
+        -------
+        dx : (B, I) T
+            dL/dx at the parameters before the update.
+        outcome : Outcome
+        """
+
+    @abstractmethod
+    def gradients(self, x: Array, y: Array, weight: Array | None) -> tuple[float, Parameters]:
+        """Return the batch's mean loss and (dweight, dbias or None) a layer; update nothing."""
+
+    @abstractmethod
+    def plan(self) -> dict[str, Any]:
+        """Explain the engine: backend, threads and why, buffer sizes in bytes, and phases."""

@@ -1,0 +1,240 @@
+"""The blocked layout of a training engine: one arena, and a table of where everything lies in it.
+
+A matrix of N columns is stored as ceil(N / P) panels of P columns, each panel contiguous row after
+row: ``[panel][row][lane]``. Weights are (in_features, out_features) panels over the outputs, so
+their rows are the inputs; the transposed copy that the data gradient reads has panels over the
+inputs. Activations and deltas have panels over the features and one row a sample of the batch. The
+columns that fill up a last panel hold zero weights and zero deltas and are never read as inputs.
+
+Kernels get the arena (one vector of the network's dtype) and two int64 tables, `head` and `layers`,
+so that one compiled worker serves every network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron.activations import ACTIVATIONS
+from fastneuron.kernels.contract import Array, Parameters
+from fastneuron.spec import NetworkSpec
+
+# Columns of the layer table. Positions are element offsets into the arena.
+INPUTS, OUTPUTS, ACTIVATION, HAS_BIAS = 0, 1, 2, 3
+WEIGHT = 4  # [panel of outputs][input][lane], offset within the parameter region
+BIAS = 5  # [output], padded to whole panels, within the parameter region; -1 without a bias
+START = 6  # where a forward tile's sums start from: the bias, or a block of zeros
+TRANSPOSED = 7  # [panel of inputs][output][lane]
+IN_ROWS = 8  # the layer's input activations
+PRE_ROWS = 9  # where its forward tile writes z
+OUT_ROWS = 10  # its output activations; the same place as z where f' needs only a
+SAVED_ROWS = 11  # what f' is computed from
+OUT_DELTA = 12  # dL/d(output), turned into dL/dz in place
+IN_DELTA = 13  # dL/d(input)
+FIRST_TILE = 14  # number of the layer's first weight tile
+INFER_IN, INFER_OUT = 15, 16  # the two places that inference goes to and fro between
+LAYER_COLUMNS = 17
+
+# Entries of the head.
+N_LAYERS, CAPACITY, ZEROS, PARAMETERS, MOMENT_1, MOMENT_2, GRADIENT = 0, 1, 2, 3, 4, 5, 6
+ROW_LOSS, TILE_SQUARES, N_TILES, BLOCK_ROWS, INFER_ROWS, DECAY_BIAS = 7, 8, 9, 10, 11, 12
+N_THREADS, LOSS, UPDATE = 13, 14, 15
+HEAD_ENTRIES = 16
+
+#: Rows of one inference block: enough to use every weight panel many times, and a block of a
+#: 512-wide layer stays in half of an L2 of 512 KiB.
+INFER_BLOCK = 64
+#: Rows that one thread takes at a time in phase A: activations of one block of a 512-wide network
+#: stay in half of L2, and a weight panel read from L2 serves 16 tiles of 8 rows.
+MAX_BLOCK = 128
+#: Rows of the tallest register tile; blocks are multiples of it.
+TILE_ROWS = 8
+
+
+def panels(columns: int, lanes: int) -> int:
+    """Panels that `columns` columns fill."""
+    return -(-columns // lanes)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets of one network's training state, for one panel width and one batch capacity.
+
+    Attributes
+    ----------
+    head, layers : int64 tables for the kernels.
+    persistent : int
+        Elements from the arena's start that must survive a growth of the capacity: zeros,
+        parameters, moments and transposed weights. All after it is scratch.
+    size : int
+        Elements of the arena.
+    """
+
+    spec: NetworkSpec
+    lanes: int
+    capacity: int
+    n_threads: int
+    head: NDArray[np.int64]
+    layers: NDArray[np.int64]
+    n_parameters: int
+    persistent: int
+    size: int
+
+    @classmethod
+    def build(cls, spec: NetworkSpec, lanes: int, capacity: int, n_threads: int) -> Layout:
+        """Lay out `spec` for batches of up to `capacity` rows and `n_threads` threads."""
+        head = np.zeros(HEAD_ENTRIES, np.int64)
+        table = np.zeros((len(spec.layers), LAYER_COLUMNS), np.int64)
+        sizes = spec.sizes
+        capacity = -(-capacity // TILE_ROWS) * TILE_ROWS
+
+        offset = tiles = 0
+        for row, layer, inputs, outputs in zip(table, spec.layers, sizes, sizes[1:], strict=False):
+            activation = ACTIVATIONS[layer.activation]
+            row[[INPUTS, OUTPUTS, ACTIVATION, HAS_BIAS]] = (
+                inputs,
+                outputs,
+                activation.code,
+                layer.bias,
+            )
+            row[WEIGHT] = offset
+            offset += panels(outputs, lanes) * inputs * lanes
+            row[BIAS] = offset if layer.bias else -1
+            offset += panels(outputs, lanes) * lanes if layer.bias else 0
+            row[FIRST_TILE] = tiles
+            tiles += panels(outputs, lanes) * panels(inputs, lanes)
+        n_parameters = offset
+
+        place = _Allocator(lanes)
+        head[ZEROS] = place(lanes)
+        for region in (PARAMETERS, MOMENT_1, MOMENT_2):
+            head[region] = place(n_parameters)
+        for row in table:
+            row[START] = head[ZEROS] if row[BIAS] < 0 else head[PARAMETERS] + row[BIAS]
+            row[TRANSPOSED] = place(panels(row[INPUTS], lanes) * row[OUTPUTS] * lanes)
+        persistent = place.used
+
+        head[GRADIENT] = place(n_parameters)
+        head[TILE_SQUARES] = place(tiles)
+        head[ROW_LOSS] = place(capacity)
+
+        def rows(columns: int) -> int:
+            return place(panels(columns, lanes) * capacity * lanes)
+
+        activations, deltas = rows(sizes[0]), rows(sizes[0])
+        infer_rows = INFER_BLOCK * n_threads
+        widest = max(panels(size, lanes) for size in sizes) * infer_rows * lanes
+        ping, pong = place(widest), place(widest)
+        for row, layer in zip(table, spec.layers, strict=True):
+            row[IN_ROWS], row[IN_DELTA] = activations, deltas
+            activations = row[OUT_ROWS] = rows(row[OUTPUTS])
+            saves_z = ACTIVATIONS[layer.activation].saves == "z"
+            row[PRE_ROWS] = rows(row[OUTPUTS]) if saves_z else activations
+            row[SAVED_ROWS] = row[PRE_ROWS]  # a replaces z in place where f' needs only a
+            deltas = row[OUT_DELTA] = rows(row[OUTPUTS])
+            row[INFER_IN], row[INFER_OUT] = ping, pong
+            ping, pong = pong, ping
+
+        head[N_LAYERS], head[CAPACITY], head[N_TILES] = len(spec.layers), capacity, tiles
+        head[INFER_ROWS], head[N_THREADS] = infer_rows, n_threads
+        return cls(
+            spec, lanes, capacity, n_threads, head, table, n_parameters, persistent, place.used
+        )
+
+    def pack(self, parameters: Parameters, region: Array) -> None:
+        """Write row-major parameters into a parameter-shaped region of the arena."""
+        for row, (weight, bias) in zip(self.layers, parameters, strict=True):
+            self._weight_view(region, row)[...] = to_panels(weight, self.lanes)
+            if bias is not None:
+                view = self._bias_view(region, row)
+                view[: bias.size] = bias
+                view[bias.size :] = 0
+
+    def unpack(self, region: Array) -> Parameters:
+        """Return fresh row-major copies of a parameter-shaped region."""
+        result: Parameters = []
+        for row in self.layers:
+            weight = from_panels(self._weight_view(region, row), int(row[OUTPUTS]))
+            bias = self._bias_view(region, row)[: row[OUTPUTS]].copy() if row[HAS_BIAS] else None
+            result.append((weight, bias))
+        return result
+
+    def _weight_view(self, region: Array, row: NDArray[np.int64]) -> Array:
+        inputs, count = int(row[INPUTS]), panels(int(row[OUTPUTS]), self.lanes)
+        start = int(row[WEIGHT])
+        view = region[start : start + count * inputs * self.lanes]
+        return view.reshape(count, inputs, self.lanes)
+
+    def _bias_view(self, region: Array, row: NDArray[np.int64]) -> Array:
+        start = int(row[BIAS])
+        return region[start : start + panels(int(row[OUTPUTS]), self.lanes) * self.lanes]
+
+    def transposed_view(self, arena: Array, layer: int) -> Array:
+        """Return layer `layer`'s transposed weight, [panel of inputs][output][lane], as a view."""
+        row = self.layers[layer]
+        count, outputs = panels(int(row[INPUTS]), self.lanes), int(row[OUTPUTS])
+        start = int(row[TRANSPOSED])
+        return arena[start : start + count * outputs * self.lanes].reshape(
+            count, outputs, self.lanes
+        )
+
+    def rows_view(self, arena: Array, offset: int, columns: int) -> Array:
+        """Return a block of sample rows, [panel][row][lane], as a view."""
+        count = panels(columns, self.lanes)
+        size = count * self.capacity * self.lanes
+        return arena[offset : offset + size].reshape(count, self.capacity, self.lanes)
+
+    def explain(self) -> dict[str, Any]:
+        """Sizes in bytes, for `Engine.plan`."""
+        itemsize = np.dtype(self.spec.dtype).itemsize
+        return {
+            "panel_columns": self.lanes,
+            "batch_capacity": self.capacity,
+            "state_bytes": self.persistent * itemsize,
+            "scratch_bytes": (self.size - self.persistent) * itemsize,
+        }
+
+
+class _Allocator:
+    """Hands out offsets one after the other, each on a panel boundary."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        self.used = 0
+
+    def __call__(self, elements: Any) -> int:
+        start = self.used
+        self.used += panels(int(elements), self.lanes) * self.lanes
+        return start
+
+
+def to_panels(matrix: Array, lanes: int) -> Array:
+    """Return ``[panel][row][lane]`` of a (rows, columns) matrix, filled up with zeros."""
+    n_rows, columns = matrix.shape
+    blocked = np.zeros((panels(columns, lanes), n_rows, lanes), matrix.dtype)
+    whole = columns // lanes
+    if whole:
+        cut = matrix[:, : whole * lanes].reshape(n_rows, whole, lanes)
+        blocked[:whole] = cut.transpose(1, 0, 2)
+    if columns % lanes:
+        blocked[whole, :, : columns % lanes] = matrix[:, whole * lanes :]
+    return blocked
+
+
+def from_panels(blocked: Array, columns: int) -> Array:
+    """Return a fresh C-contiguous (rows, columns) matrix of ``[panel][row][lane]``."""
+    count, n_rows, lanes = blocked.shape
+    matrix = blocked.transpose(1, 0, 2).reshape(n_rows, count * lanes)[:, :columns]
+    # np.array, not ascontiguousarray: one panel that is exactly full would come back as a view.
+    return np.array(matrix, order="C")
+
+
+def aligned(elements: int, dtype: Any, alignment: int = 4096) -> Array:
+    """Return an uninitialised vector whose first element stands on an `alignment`-byte boundary."""
+    itemsize = np.dtype(dtype).itemsize
+    raw = np.empty(elements * itemsize + alignment, np.uint8)
+    skip = -raw.ctypes.data % alignment
+    return raw[skip : skip + elements * itemsize].view(dtype)

@@ -1,0 +1,29 @@
+"""The Numba engine: the blocked engine with workers compiled by Numba."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from fastneuron.kernels.blocked import BlockedEngine
+from fastneuron.kernels.contract import Array
+from fastneuron.kernels.numba_cpu.jit import read_only
+from fastneuron.kernels.numba_cpu.tile import lane_count
+from fastneuron.kernels.numba_cpu.worker import infer, train
+
+
+class NumbaEngine(BlockedEngine):
+    """Two-phase training steps in machine code that Numba generates for this CPU."""
+
+    backend: ClassVar[str] = "numba"
+
+    def _lanes(self) -> int:
+        return lane_count(self.spec.dtype)
+
+    def _input(self, array: Array) -> Array:
+        return read_only(array)
+
+    def _train(self, *arguments: Any) -> None:
+        train(*arguments)
+
+    def _infer(self, *arguments: Any) -> None:
+        infer(*arguments)

@@ -1,0 +1,38 @@
+"""The one place that states how kernels are compiled.
+
+`nogil`: the team's threads run one compiled worker side by side. `error_model="numpy"`: the default
+tests every division for zero, which stops vectorisation (Adam: 4.7 against 0.57 ns a parameter). No
+fast-math: NaN and infinity keep their meaning and sums their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit
+from numpy.typing import NDArray
+
+from fastneuron.kernels.numba_cpu.cache import enable_cache
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Compile a function that only kernels call; it is cached as part of its callers."""
+    return njit(nogil=True, error_model="numpy")(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a function that Python calls; taken from the cache where it is there."""
+    return enable_cache(inner(function))
+
+
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a view that cannot be written.
+
+    Numba compiles anew for an array of other flags, so a user's read-only data would cost seconds.
+    Kernels take every input read-only, whatever it was.
+    """
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array

@@ -1,0 +1,189 @@
+"""Phase A: blocks of batch rows go forward, meet the loss, and come back as deltas.
+
+Rows never meet here, so how the batch is cut into blocks, and who takes which, changes no bit. A
+sum runs over a layer's inputs (forward) or outputs (data gradient) in ascending order.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fastneuron.kernels import layout as at
+from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, activate, gate
+from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, exponentials, largest, values_run
+from fastneuron.kernels.numba_cpu.tile import ROWS, lanes, tile
+
+
+@inner
+def product(arena, out, start, a, stride, b, depth, n_rows):
+    """One panel of columns for a block of rows: tiles of 8 rows, then 4, 2, 1.
+
+    `stride` separates panels of A; `out` and `a` are the positions of the block's first row.
+    """
+    width = lanes(arena)
+    r = 0
+    while r + 8 <= n_rows:
+        tile(8, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        r += 8
+    if n_rows & 4:
+        tile(4, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        r += 4
+    if n_rows & 2:
+        tile(2, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        r += 2
+    if n_rows & 1:
+        tile(1, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+
+
+@inner
+def layer_forward(arena, head, layer, a, pre, out, stride, n_rows):
+    """Compute f(x W + b) of a block of rows; z stays at `pre` where that is not `out`."""
+    width = lanes(arena)
+    inputs, outputs, code = layer[at.INPUTS], layer[at.OUTPUTS], layer[at.ACTIVATION]
+    weight = head[at.PARAMETERS] + layer[at.WEIGHT]
+    from_bias = layer[at.BIAS] >= 0
+    for q in range((outputs + width - 1) // width):
+        here = q * stride
+        start = layer[at.START] + (q * width if from_bias else 0)
+        product(arena, pre + here, start, a, stride, weight + q * inputs * width, inputs, n_rows)
+        size = n_rows * width
+        if pre != out:
+            arena[out + here : out + here + size] = arena[pre + here : pre + here + size]
+        if code != IDENTITY:
+            activate(code, arena[out + here : out + here + size])
+
+
+@inner
+def layer_backward(arena, head, layer, stride, first, n_rows, need_input_delta):
+    """Turn dL/d(output) of a block of rows into dL/dz in place, and write dL/d(input) if needed."""
+    width = lanes(arena)
+    inputs, outputs, code = layer[at.INPUTS], layer[at.OUTPUTS], layer[at.ACTIVATION]
+    offset = first * width
+    delta = layer[at.OUT_DELTA] + offset
+    if code != IDENTITY:
+        saved = layer[at.SAVED_ROWS] + offset
+        size = n_rows * width
+        for q in range((outputs + width - 1) // width):
+            here = q * stride
+            gate(
+                code,
+                arena[delta + here : delta + here + size],
+                arena[saved + here : saved + here + size],
+            )
+    if need_input_delta:
+        target = layer[at.IN_DELTA] + offset
+        for p in range((inputs + width - 1) // width):
+            b = layer[at.TRANSPOSED] + p * outputs * width
+            product(arena, target + p * stride, head[at.ZEROS], delta, stride, b, outputs, n_rows)
+
+
+@inner
+def gather(arena, rows, out, stride):
+    """Copy one sample, a vector, into its row of the blocked layout."""
+    width = lanes(arena)
+    columns = rows.shape[0]
+    p = 0
+    while p * width < columns:
+        count = min(width, columns - p * width)
+        start = out + p * stride
+        arena[start : start + count] = rows[p * width : p * width + count]
+        p += 1
+
+
+@inner
+def scatter_delta(arena, values, out, stride):
+    """Like `gather`, and fill the last panel up with zeros: deltas there must not count."""
+    width = lanes(arena)
+    gather(arena, values, out, stride)
+    columns = values.shape[0]
+    tail = columns % width
+    if tail != 0:
+        start = out + (columns // width) * stride
+        arena[start + tail : start + width] = 0
+
+
+@inner
+def cross_entropy_row(arena, out, delta, stride, classes, label, target, dense, scale):
+    """Softmax and cross-entropy of one row; returns scale * loss.
+
+    The target is class `label`, or where `dense` the run `target` of class probabilities.
+    """
+    width = lanes(arena)
+    panels = (classes + width - 1) // width
+    best = arena[out]
+    for p in range(panels):
+        count = min(width, classes - p * width)
+        best = largest(arena[out + p * stride : out + p * stride + count], best)
+    total = best * 0  # not a plain zero: keeps NaN and infinity, and the arena's dtype
+    for p in range(panels):
+        count = min(width, classes - p * width)
+        o, d = out + p * stride, delta + p * stride
+        total += exponentials(arena[o : o + count], arena[d : d + count], best)
+        arena[d + count : d + width] = 0
+    log_total = math.log(total) + best
+    mass = scale
+    loss = best * 0
+    if dense:
+        whole = best * 0
+        for j in range(classes):
+            whole += target[j]
+            loss += target[j] * (log_total - arena[out + (j // width) * stride + j % width])
+        mass = scale * whole
+    else:
+        loss = log_total - arena[out + (label // width) * stride + label % width]
+    for p in range(panels):
+        count = min(width, classes - p * width)
+        d = delta + p * stride
+        run = arena[d : d + count]
+        share = mass / total
+        for j in range(count):
+            run[j] = run[j] * share
+    if dense:
+        for j in range(classes):
+            arena[delta + (j // width) * stride + j % width] -= scale * target[j]
+    else:
+        arena[delta + (label // width) * stride + label % width] -= scale
+    return scale * loss
+
+
+@inner
+def values_row(arena, code, out, delta, stride, target, scale):
+    """Any other loss of one row, a mean over its outputs; returns scale * loss."""
+    width = lanes(arena)
+    outputs = target.shape[0]
+    share = scale / arena.dtype.type(outputs)
+    total = share * 0
+    p = 0
+    while p * width < outputs:
+        count = min(width, outputs - p * width)
+        o, d = out + p * stride, delta + p * stride
+        targets = target[p * width : p * width + count]
+        total += values_run(code, arena[o : o + count], targets, arena[d : d + count], share)
+        arena[d + count : d + width] = 0
+        p += 1
+    return share * total
+
+
+@inner
+def block_loss(arena, head, layer, stride, labels, targets, weight, samples, first, n_rows, batch):
+    """Loss and dL/d(output) of a block of rows; `samples` are the data rows of the whole batch."""
+    width = lanes(arena)
+    code = head[at.LOSS]
+    dense = targets.shape[0] > 0
+    for r in range(first, first + n_rows):
+        sample = samples[r]
+        scale = arena.dtype.type(1.0 / batch)
+        if weight.shape[0] > 0:
+            scale = scale * weight[sample]
+        out = layer[at.OUT_ROWS] + r * width
+        delta = layer[at.OUT_DELTA] + r * width
+        if code == CROSS_ENTROPY:
+            label = labels[sample] if labels.shape[0] > 0 else 0
+            row = targets[sample] if dense else weight
+            loss = cross_entropy_row(
+                arena, out, delta, stride, layer[at.OUTPUTS], label, row, dense, scale
+            )
+        else:
+            loss = values_row(arena, code, out, delta, stride, targets[sample], scale)
+        arena[head[at.ROW_LOSS] + r] = loss

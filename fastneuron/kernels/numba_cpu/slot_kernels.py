@@ -1,0 +1,152 @@
+"""Compiled bodies of the slots: pack rows or weights to panels, run the engine's loops, unpack.
+
+Empty vectors stand for what is left out: no bias, no labels, no weights, no dx.
+"""
+
+from __future__ import annotations
+
+from fastneuron.kernels.numba_cpu.elementwise import activate, gate
+from fastneuron.kernels.numba_cpu.jit import inner, kernel
+from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
+from fastneuron.kernels.numba_cpu.rows import (
+    cross_entropy_row,
+    gather,
+    product,
+    scatter_delta,
+    values_row,
+)
+from fastneuron.kernels.numba_cpu.tile import lanes
+from fastneuron.kernels.numba_cpu.tiles import weight_gradient
+from fastneuron.kernels.numba_cpu.updates import update
+
+
+@inner
+def unpack_panel(arena, start, out, first, columns):
+    """Copy a panel's rows to columns `first` ... of a row-major matrix."""
+    width = lanes(arena)
+    for r in range(out.shape[0]):
+        row = out[r]
+        row[first : first + columns] = arena[start + r * width : start + r * width + columns]
+
+
+@kernel
+def forward_product(x, w, b, code, out, arena):
+    """Compute f(x w + b), one output panel at a time."""
+    width = lanes(arena)
+    n_rows, inputs = x.shape
+    outputs = w.shape[1]
+    stride = n_rows * width
+    weight = ((inputs + width - 1) // width) * stride
+    result = weight + inputs * width
+    start = result + stride
+    for r in range(n_rows):
+        gather(arena, x[r], r * width, stride)
+    for q in range((outputs + width - 1) // width):
+        first = q * width
+        columns = min(width, outputs - first)
+        arena[weight:result] = 0
+        for i in range(inputs):
+            arena[weight + i * width : weight + i * width + columns] = w[i, first : first + columns]
+        arena[start : start + width] = 0
+        if b.shape[0] > 0:
+            arena[start : start + columns] = b[first : first + columns]
+        product(arena, result, start, 0, stride, weight, inputs, n_rows)
+        activate(code, arena[result : result + stride])
+        unpack_panel(arena, result, out, first, columns)
+
+
+@kernel
+def bias_act(z, b, code, out):
+    """Compute f(z + b); `out` may be z itself."""
+    for r in range(z.shape[0]):
+        source, row = z[r], out[r]
+        if b.shape[0] > 0:
+            for j in range(row.shape[0]):
+                row[j] = source[j] + b[j]
+        else:
+            row[:] = source
+        activate(code, row)
+
+
+@kernel
+def gate_reduce(da, saved, code, out, db):
+    """Dz = da * f'; db += dz; `out` may be da itself."""
+    for r in range(da.shape[0]):
+        row = out[r]
+        row[:] = da[r]
+        gate(code, row, saved[r])
+        for j in range(db.shape[0]):
+            db[j] += row[j]
+
+
+@kernel
+def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
+    """Dx = dz w^T, dw = x^T dz, db = sums of dz, with dz = dy * f'."""
+    width = lanes(arena)
+    n_rows, inputs = x.shape
+    outputs = w.shape[1]
+    stride = n_rows * width
+    input_panels = (inputs + width - 1) // width
+    output_panels = (outputs + width - 1) // width
+    zeros, bias_out = 0, width
+    rows_at = 2 * width
+    delta_at = rows_at + input_panels * stride
+    rest = delta_at + output_panels * stride
+    arena[zeros : zeros + width] = 0
+    for r in range(n_rows):
+        gather(arena, x[r], rows_at + r * width, stride)
+        scatter_delta(arena, dy[r], delta_at + r * width, stride)
+        for q in range(output_panels):
+            columns = min(width, outputs - q * width)
+            start = delta_at + q * stride + r * width
+            gate(code, arena[start : start + columns], saved[r, q * width : q * width + columns])
+    if dx.shape[0] > 0:
+        result = rest + outputs * width
+        for p in range(input_panels):
+            first = p * width
+            columns = min(width, inputs - first)
+            arena[rest:result] = 0
+            for k in range(columns):
+                for o in range(outputs):
+                    arena[rest + o * width + k] = w[first + k, o]
+            product(arena, result, zeros, delta_at, stride, rest, outputs, n_rows)
+            unpack_panel(arena, result, dx, first, columns)
+    for q in range(output_panels):
+        first = q * width
+        columns = min(width, outputs - first)
+        for p in range(input_panels):
+            count = min(width, inputs - p * width)
+            wants_bias = p == 0 and db.shape[0] > 0
+            a, b = rows_at + p * stride, delta_at + q * stride
+            weight_gradient(arena, rest, zeros, a, b, n_rows, count, bias_out if wants_bias else -1)
+            unpack_panel(arena, rest, dw[p * width : p * width + count], first, columns)
+            if wants_bias:
+                db[first : first + columns] = arena[bias_out : bias_out + columns]
+
+
+@kernel
+def loss_rows(code, out, labels, targets, weight, rows, dout, arena):
+    """Loss times weight of each row, and dL/d(out) of the weighted mean."""
+    width = lanes(arena)
+    n_rows, outputs = out.shape
+    delta = ((outputs + width - 1) // width) * width
+    dense = targets.shape[0] > 0
+    for r in range(n_rows):
+        gather(arena, out[r], 0, width)
+        scale = arena.dtype.type(1.0 / n_rows)
+        if weight.shape[0] > 0:
+            scale = scale * weight[r]
+        if code == CROSS_ENTROPY:
+            label = labels[r] if labels.shape[0] > 0 else 0
+            target = targets[r] if dense else weight
+            loss = cross_entropy_row(arena, 0, delta, width, outputs, label, target, dense, scale)
+        else:
+            loss = values_row(arena, code, 0, delta, width, targets[r], scale)
+        rows[r] = loss * arena.dtype.type(n_rows)
+        dout[r, :] = arena[delta : delta + outputs]
+
+
+@kernel
+def update_run(kind, p, g, m, v, scalars, clip):
+    """One optimizer update of a run of parameters."""
+    update(kind, p, g, m, v, scalars, clip, True)

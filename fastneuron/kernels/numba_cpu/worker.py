@@ -1,0 +1,240 @@
+"""What one thread of the team runs: a whole chunk of training steps, or blocks of inference.
+
+The words array carries the barrier and, in `STEPS` and `STATUS`, how it went.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastneuron.kernels import layout as at
+from fastneuron.kernels.contract import Status
+from fastneuron.kernels.numba_cpu.jit import inner, kernel
+from fastneuron.kernels.numba_cpu.rows import (
+    block_loss,
+    gather,
+    layer_backward,
+    layer_forward,
+    scatter_delta,
+)
+from fastneuron.kernels.numba_cpu.sync import barrier, draw
+from fastneuron.kernels.numba_cpu.tile import lanes
+from fastneuron.kernels.numba_cpu.tiles import (
+    locate,
+    squared_norm,
+    tile_gradient,
+    tile_update,
+    transpose_tile,
+)
+from fastneuron.kernels.stages import BACKWARD, FOREIGN, FORWARD, INPUT_DELTA, STATUS, STEPS, UPDATE
+from fastneuron.kernels.stages import LOSS as WITH_LOSS
+from fastneuron.optimizers import CLIP_NORM
+
+_LOSS_NOT_FINITE = int(Status.LOSS_NOT_FINITE)
+_GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
+
+
+@inner
+def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples, words, n_threads):
+    """Phase A of one step: draw blocks of rows until none is left."""
+    width = lanes(arena)
+    stride = head[at.CAPACITY] * width
+    n_layers = head[at.N_LAYERS]
+    batch = samples.shape[0]
+    share = (batch + n_threads - 1) // n_threads
+    block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
+    last = layers[n_layers - 1]
+    while True:
+        first = draw(words, n_threads) * block
+        if first >= batch:
+            break
+        n_rows = min(block, batch - first)
+        offset = first * width
+        if stages & FORWARD:
+            for r in range(first, first + n_rows):
+                gather(arena, x[samples[r]], layers[0, at.IN_ROWS] + r * width, stride)
+            for index in range(n_layers):
+                layer = layers[index]
+                layer_forward(
+                    arena,
+                    head,
+                    layer,
+                    layer[at.IN_ROWS] + offset,
+                    layer[at.PRE_ROWS] + offset,
+                    layer[at.OUT_ROWS] + offset,
+                    stride,
+                    n_rows,
+                )
+        if stages & WITH_LOSS:
+            block_loss(
+                arena, head, last, stride, labels, targets, weight, samples, first, n_rows, batch
+            )
+        if stages & FOREIGN:
+            for r in range(first, first + n_rows):
+                scatter_delta(arena, targets[r], last[at.OUT_DELTA] + r * width, stride)
+        if stages & BACKWARD:
+            for index in range(n_layers - 1, -1, -1):
+                need = index > 0 or (stages & INPUT_DELTA) != 0
+                layer_backward(arena, head, layers[index], stride, first, n_rows, need)
+
+
+@inner
+def batch_loss(arena, head, batch):
+    """Sum of the row losses in row order; they carry weight and 1/B already."""
+    first = head[at.ROW_LOSS]
+    total = 0.0
+    for r in range(batch):
+        total += np.float64(arena[first + r])
+    return total
+
+
+@inner
+def clip_scale(squares, limit):
+    """Return the factor that brings the global gradient norm down to `limit`; 0 means no limit."""
+    norm = math.sqrt(squares)
+    return limit / norm if limit > 0.0 and norm > limit else 1.0
+
+
+@inner
+def step(
+    stages,
+    arena,
+    head,
+    layers,
+    x,
+    labels,
+    targets,
+    weight,
+    samples,
+    scalars,
+    losses,
+    words,
+    tid,
+    n_threads,
+    sums,
+):
+    """One step; returns False where the chunk ends here."""
+    batch = samples.shape[0]
+    if stages & INPUT_DELTA:
+        # Layer 0's transposed copy is not kept up in training: make it for this step.
+        tiles = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
+        while True:
+            ticket = draw(words, n_threads)
+            if ticket >= tiles:
+                break
+            _index, q, p = locate(head, layers, ticket, lanes(arena))
+            transpose_tile(arena, head, layers[0], q, p)
+        if not barrier(words, n_threads):
+            return False
+    rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples, words, n_threads)
+    if not barrier(words, n_threads):
+        return False
+    if tid == 0 and stages & WITH_LOSS:
+        loss = batch_loss(arena, head, batch)
+        losses[0] = loss
+        if not math.isfinite(loss):
+            words[STATUS] = _LOSS_NOT_FINITE
+    if stages & BACKWARD:
+        while True:
+            ticket = draw(words, n_threads)
+            if ticket >= head[at.N_TILES]:
+                break
+            tile_gradient(arena, head, layers, ticket, batch, sums)
+    if not barrier(words, n_threads):
+        return False
+    if words[STATUS] != 0:
+        return False
+    if stages & UPDATE:
+        squares = squared_norm(arena, head)
+        if not math.isfinite(squares):
+            if tid == 0:
+                words[STATUS] = _GRADIENT_NOT_FINITE
+            return False
+        clip = clip_scale(squares, scalars[CLIP_NORM])
+        while True:
+            ticket = draw(words, n_threads)
+            if ticket >= head[at.N_TILES]:
+                break
+            tile_update(arena, head, layers, ticket, scalars, clip)
+        if not barrier(words, n_threads):
+            return False
+        if tid == 0:
+            words[STEPS] += 1
+    return True
+
+
+@kernel
+def train(
+    stages,
+    arena,
+    head,
+    layers,
+    x,
+    labels,
+    targets,
+    weight,
+    order,
+    bounds,
+    scalars,
+    losses,
+    scratch,
+    words,
+    tid,
+    n_threads,
+):
+    """Run a chunk of steps as thread `tid` of `n_threads`.
+
+    `stages` says which parts of the step to do; `scratch` has one panel row a thread.
+    """
+    for s in range(bounds.shape[0] - 1):
+        samples = order[bounds[s] : bounds[s + 1]]
+        if not step(
+            stages,
+            arena,
+            head,
+            layers,
+            x,
+            labels,
+            targets,
+            weight,
+            samples,
+            scalars[s],
+            losses[s:],
+            words,
+            tid,
+            n_threads,
+            scratch[tid],
+        ):
+            return
+
+
+@kernel
+def infer(arena, head, layers, x, out, words, tid, n_threads):
+    """Forward alone, in blocks of rows through two small buffers a thread."""
+    width = lanes(arena)
+    stride = head[at.INFER_ROWS] * width
+    n_layers = head[at.N_LAYERS]
+    outputs = layers[n_layers - 1, at.OUTPUTS]
+    own = tid * at.INFER_BLOCK * width
+    while True:
+        first = draw(words, n_threads) * at.INFER_BLOCK
+        if first >= x.shape[0]:
+            break
+        n_rows = min(at.INFER_BLOCK, x.shape[0] - first)
+        for r in range(n_rows):
+            gather(arena, x[first + r], layers[0, at.INFER_IN] + own + r * width, stride)
+        for index in range(n_layers):
+            layer = layers[index]
+            a, z = layer[at.INFER_IN] + own, layer[at.INFER_OUT] + own
+            layer_forward(arena, head, layer, a, z, z, stride, n_rows)
+        result = layers[n_layers - 1, at.INFER_OUT] + own
+        for r in range(n_rows):
+            row = out[first + r]
+            p = 0
+            while p * width < outputs:
+                count = min(width, outputs - p * width)
+                start = result + p * stride + r * width
+                row[p * width : p * width + count] = arena[start : start + count]
+                p += 1

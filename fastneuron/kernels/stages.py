@@ -1,0 +1,20 @@
+"""What a compiled worker is asked to do, and where it reports: shared by every blocked engine."""
+
+from __future__ import annotations
+
+# Stages of a step, as bits.
+FORWARD = 1  # gather the batch and go forward
+LOSS = 2  # loss and dL/d(output) from the targets
+FOREIGN = 4  # dL/d(output) comes from outside
+BACKWARD = 8  # deltas, weight and bias gradients
+UPDATE = 16  # check the gradient, then let the optimizer update
+INPUT_DELTA = 32  # dL/dx as well
+
+# The team's words, int64, 64 bytes apart: one cache line each.
+ARRIVED = 0
+GENERATION = 8
+ABORTED = 16
+TICKET = 24
+STATUS = 32
+STEPS = 40
+WORDS = 48
