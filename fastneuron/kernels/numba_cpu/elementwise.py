@@ -29,6 +29,16 @@ _ROOT_HALF = math.sqrt(0.5)
 _ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
 # tanh is 1 to the last bit of float64 from 19.1 on; the clamp keeps exp(2x) finite.
 _TANH_FLAT = 20.0
+# Beyond these GELU and SiLU are 0 or z to the last bit and their slopes 0 or 1: the clamp keeps
+# infinity times zero from making a NaN of the limit.
+_GELU_FLAT, _SILU_FLAT = 40.0, 800.0
+
+
+@inner
+def clamp(x, limit):
+    """Return x within +-limit; NaN falls through."""
+    x = limit if x > limit else x
+    return -limit if x < -limit else x
 
 
 @inner
@@ -66,11 +76,15 @@ def activate(code, v):
             v[i] = v[i] if v[i] > zero else (expm1(below) if v[i] <= zero else v[i])
     elif code == GELU:
         half, root_half = v.dtype.type(0.5), v.dtype.type(_ROOT_HALF)
+        flat = v.dtype.type(_GELU_FLAT)
         for i in range(n):
-            v[i] = half * v[i] * math.erfc(-v[i] * root_half)
+            z = -flat if v[i] < -flat else v[i]
+            v[i] = half * z * math.erfc(-z * root_half)
     elif code == SILU:
+        flat = v.dtype.type(_SILU_FLAT)
         for i in range(n):
-            v[i] = v[i] * sigmoid(v[i], one)
+            z = -flat if v[i] < -flat else v[i]
+            v[i] = z * sigmoid(z, one)
     elif code == SOFTPLUS:
         for i in range(n):
             v[i] = (zero if v[i] < zero else v[i]) + math.log1p(exp(-abs(v[i])))
@@ -100,15 +114,17 @@ def gate(code, d, saved):
             d[i] = d[i] * (one if saved[i] > zero else saved[i] + one)
     elif code == GELU:
         half, root_half = d.dtype.type(0.5), d.dtype.type(_ROOT_HALF)
-        density = d.dtype.type(1.0 / _ROOT_TWO_PI)
+        density, flat = d.dtype.type(1.0 / _ROOT_TWO_PI), d.dtype.type(_GELU_FLAT)
         for i in range(n):
-            z = saved[i]
+            z = clamp(saved[i], flat)
             share = half * math.erfc(-z * root_half)
             d[i] = d[i] * (share + z * density * exp(-half * z * z))
     elif code == SILU:
+        flat = d.dtype.type(_SILU_FLAT)
         for i in range(n):
-            s = sigmoid(saved[i], one)
-            d[i] = d[i] * (s * (one + saved[i] * (one - s)))
+            z = clamp(saved[i], flat)
+            s = sigmoid(z, one)
+            d[i] = d[i] * (s * (one + z * (one - s)))
     elif code == SOFTPLUS:
         for i in range(n):
             d[i] = d[i] * -expm1(-saved[i])

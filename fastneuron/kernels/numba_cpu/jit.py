@@ -18,12 +18,14 @@ from fastneuron.kernels.numba_cpu.cache import enable_cache
 
 def inner(function: Callable[..., Any]) -> Any:
     """Compile a function that only kernels call; it is cached as part of its callers."""
-    return njit(nogil=True, error_model="numpy")(function)
+    return njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(
+        function
+    )
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls; taken from the cache where it is there."""
-    return enable_cache(inner(function))
+    return enable_cache(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function))
 
 
 def read_only(array: NDArray[Any]) -> NDArray[Any]:
@@ -36,3 +38,12 @@ def read_only(array: NDArray[Any]) -> NDArray[Any]:
         array = array.view()
         array.flags.writeable = False
     return array
+
+
+def glue(function: Callable[..., Any]) -> Any:
+    """Compile a function as part of the text of its one caller.
+
+    LLVM optimises a callee again with every caller above it: a chain of large functions costs its
+    whole machine code a time for each link.
+    """
+    return njit(nogil=True, error_model="numpy", inline="always")(function)

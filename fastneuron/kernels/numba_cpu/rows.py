@@ -10,9 +10,10 @@ import math
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, activate, gate
-from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, exponentials, largest, values_run
 from fastneuron.kernels.numba_cpu.tile import ROWS, lanes, tile
+from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 
 
 @inner
@@ -49,9 +50,9 @@ def layer_forward(arena, head, layer, a, pre, out, stride, n_rows):
         product(arena, pre + here, start, a, stride, weight + q * inputs * width, inputs, n_rows)
         size = n_rows * width
         if pre != out:
-            arena[out + here : out + here + size] = arena[pre + here : pre + here + size]
+            copy(run(arena, out + here, size), run(arena, pre + here, size))
         if code != IDENTITY:
-            activate(code, arena[out + here : out + here + size])
+            activate(code, run(arena, out + here, size))
 
 
 @inner
@@ -66,11 +67,7 @@ def layer_backward(arena, head, layer, stride, first, n_rows, need_input_delta):
         size = n_rows * width
         for q in range((outputs + width - 1) // width):
             here = q * stride
-            gate(
-                code,
-                arena[delta + here : delta + here + size],
-                arena[saved + here : saved + here + size],
-            )
+            gate(code, run(arena, delta + here, size), run(arena, saved + here, size))
     if need_input_delta:
         target = layer[at.IN_DELTA] + offset
         for p in range((inputs + width - 1) // width):
@@ -79,15 +76,14 @@ def layer_backward(arena, head, layer, stride, first, n_rows, need_input_delta):
 
 
 @inner
-def gather(arena, rows, out, stride):
+def gather(arena, sample, out, stride):
     """Copy one sample, a vector, into its row of the blocked layout."""
     width = lanes(arena)
-    columns = rows.shape[0]
+    columns = sample.shape[0]
     p = 0
     while p * width < columns:
         count = min(width, columns - p * width)
-        start = out + p * stride
-        arena[start : start + count] = rows[p * width : p * width + count]
+        copy(run(arena, out + p * stride, count), run(sample, p * width, count))
         p += 1
 
 
@@ -100,7 +96,7 @@ def scatter_delta(arena, values, out, stride):
     tail = columns % width
     if tail != 0:
         start = out + (columns // width) * stride
-        arena[start + tail : start + width] = 0
+        fill(run(arena, start + tail, width - tail), arena.dtype.type(0.0))
 
 
 @inner
@@ -114,31 +110,30 @@ def cross_entropy_row(arena, out, delta, stride, classes, label, target, dense, 
     best = arena[out]
     for p in range(panels):
         count = min(width, classes - p * width)
-        best = largest(arena[out + p * stride : out + p * stride + count], best)
-    total = best * 0  # not a plain zero: keeps NaN and infinity, and the arena's dtype
+        best = largest(run(arena, out + p * stride, count), best)
+    zero = arena.dtype.type(0.0)
+    total = zero
     for p in range(panels):
         count = min(width, classes - p * width)
         o, d = out + p * stride, delta + p * stride
-        total += exponentials(arena[o : o + count], arena[d : d + count], best)
-        arena[d + count : d + width] = 0
+        total += exponentials(run(arena, o, count), run(arena, d, count), best)
+        fill(run(arena, d + count, width - count), zero)
     log_total = math.log(total) + best
     mass = scale
-    loss = best * 0
+    loss = zero
     if dense:
-        whole = best * 0
+        whole = zero
         for j in range(classes):
             whole += target[j]
             loss += target[j] * (log_total - arena[out + (j // width) * stride + j % width])
         mass = scale * whole
     else:
         loss = log_total - arena[out + (label // width) * stride + label % width]
+    share = mass / total
     for p in range(panels):
-        count = min(width, classes - p * width)
-        d = delta + p * stride
-        run = arena[d : d + count]
-        share = mass / total
-        for j in range(count):
-            run[j] = run[j] * share
+        exponential = run(arena, delta + p * stride, min(width, classes - p * width))
+        for j in range(exponential.shape[0]):
+            exponential[j] = exponential[j] * share
     if dense:
         for j in range(classes):
             arena[delta + (j // width) * stride + j % width] -= scale * target[j]
@@ -153,19 +148,19 @@ def values_row(arena, code, out, delta, stride, target, scale):
     width = lanes(arena)
     outputs = target.shape[0]
     share = scale / arena.dtype.type(outputs)
-    total = share * 0
+    zero = arena.dtype.type(0.0)
+    total = zero
     p = 0
     while p * width < outputs:
         count = min(width, outputs - p * width)
-        o, d = out + p * stride, delta + p * stride
-        targets = target[p * width : p * width + count]
-        total += values_run(code, arena[o : o + count], targets, arena[d : d + count], share)
-        arena[d + count : d + width] = 0
+        o, d = run(arena, out + p * stride, count), run(arena, delta + p * stride, count)
+        total += values_run(code, o, run(target, p * width, count), d, share)
+        fill(run(arena, delta + p * stride + count, width - count), zero)
         p += 1
     return share * total
 
 
-@inner
+@glue
 def block_loss(arena, head, layer, stride, labels, targets, weight, samples, first, n_rows, batch):
     """Loss and dL/d(output) of a block of rows; `samples` are the data rows of the whole batch."""
     width = lanes(arena)
@@ -180,10 +175,10 @@ def block_loss(arena, head, layer, stride, labels, targets, weight, samples, fir
         delta = layer[at.OUT_DELTA] + r * width
         if code == CROSS_ENTROPY:
             label = labels[sample] if labels.shape[0] > 0 else 0
-            row = targets[sample] if dense else weight
+            target = row(targets, sample) if dense else weight
             loss = cross_entropy_row(
-                arena, out, delta, stride, layer[at.OUTPUTS], label, row, dense, scale
+                arena, out, delta, stride, layer[at.OUTPUTS], label, target, dense, scale
             )
         else:
-            loss = values_row(arena, code, out, delta, stride, targets[sample], scale)
+            loss = values_row(arena, code, out, delta, stride, row(targets, sample), scale)
         arena[head[at.ROW_LOSS] + r] = loss

@@ -18,6 +18,7 @@ from fastneuron.kernels.numba_cpu.rows import (
 from fastneuron.kernels.numba_cpu.tile import lanes
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
 from fastneuron.kernels.numba_cpu.updates import update
+from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 
 
 @inner
@@ -25,8 +26,7 @@ def unpack_panel(arena, start, out, first, columns):
     """Copy a panel's rows to columns `first` ... of a row-major matrix."""
     width = lanes(arena)
     for r in range(out.shape[0]):
-        row = out[r]
-        row[first : first + columns] = arena[start + r * width : start + r * width + columns]
+        copy(run(row(out, r), first, columns), run(arena, start + r * width, columns))
 
 
 @kernel
@@ -40,18 +40,18 @@ def forward_product(x, w, b, code, out, arena):
     result = weight + inputs * width
     start = result + stride
     for r in range(n_rows):
-        gather(arena, x[r], r * width, stride)
+        gather(arena, row(x, r), r * width, stride)
     for q in range((outputs + width - 1) // width):
         first = q * width
         columns = min(width, outputs - first)
-        arena[weight:result] = 0
+        fill(run(arena, weight, result - weight), arena.dtype.type(0.0))
         for i in range(inputs):
-            arena[weight + i * width : weight + i * width + columns] = w[i, first : first + columns]
-        arena[start : start + width] = 0
+            copy(run(arena, weight + i * width, columns), run(row(w, i), first, columns))
+        fill(run(arena, start, width), arena.dtype.type(0.0))
         if b.shape[0] > 0:
-            arena[start : start + columns] = b[first : first + columns]
+            copy(run(arena, start, columns), run(b, first, columns))
         product(arena, result, start, 0, stride, weight, inputs, n_rows)
-        activate(code, arena[result : result + stride])
+        activate(code, run(arena, result, stride))
         unpack_panel(arena, result, out, first, columns)
 
 
@@ -59,24 +59,24 @@ def forward_product(x, w, b, code, out, arena):
 def bias_act(z, b, code, out):
     """Compute f(z + b); `out` may be z itself."""
     for r in range(z.shape[0]):
-        source, row = z[r], out[r]
+        before, after = row(z, r), row(out, r)
         if b.shape[0] > 0:
-            for j in range(row.shape[0]):
-                row[j] = source[j] + b[j]
+            for j in range(after.shape[0]):
+                after[j] = before[j] + b[j]
         else:
-            row[:] = source
-        activate(code, row)
+            copy(after, before)
+        activate(code, after)
 
 
 @kernel
 def gate_reduce(da, saved, code, out, db):
     """Dz = da * f'; db += dz; `out` may be da itself."""
     for r in range(da.shape[0]):
-        row = out[r]
-        row[:] = da[r]
-        gate(code, row, saved[r])
+        dz = row(out, r)
+        copy(dz, row(da, r))
+        gate(code, dz, row(saved, r))
         for j in range(db.shape[0]):
-            db[j] += row[j]
+            db[j] += dz[j]
 
 
 @kernel
@@ -92,20 +92,20 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
     rows_at = 2 * width
     delta_at = rows_at + input_panels * stride
     rest = delta_at + output_panels * stride
-    arena[zeros : zeros + width] = 0
+    fill(run(arena, zeros, width), arena.dtype.type(0.0))
     for r in range(n_rows):
-        gather(arena, x[r], rows_at + r * width, stride)
-        scatter_delta(arena, dy[r], delta_at + r * width, stride)
+        gather(arena, row(x, r), rows_at + r * width, stride)
+        scatter_delta(arena, row(dy, r), delta_at + r * width, stride)
         for q in range(output_panels):
             columns = min(width, outputs - q * width)
             start = delta_at + q * stride + r * width
-            gate(code, arena[start : start + columns], saved[r, q * width : q * width + columns])
+            gate(code, run(arena, start, columns), run(row(saved, r), q * width, columns))
     if dx.shape[0] > 0:
         result = rest + outputs * width
         for p in range(input_panels):
             first = p * width
             columns = min(width, inputs - first)
-            arena[rest:result] = 0
+            fill(run(arena, rest, result - rest), arena.dtype.type(0.0))
             for k in range(columns):
                 for o in range(outputs):
                     arena[rest + o * width + k] = w[first + k, o]
@@ -121,7 +121,7 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
             weight_gradient(arena, rest, zeros, a, b, n_rows, count, bias_out if wants_bias else -1)
             unpack_panel(arena, rest, dw[p * width : p * width + count], first, columns)
             if wants_bias:
-                db[first : first + columns] = arena[bias_out : bias_out + columns]
+                copy(run(db, first, columns), run(arena, bias_out, columns))
 
 
 @kernel
@@ -132,21 +132,21 @@ def loss_rows(code, out, labels, targets, weight, rows, dout, arena):
     delta = ((outputs + width - 1) // width) * width
     dense = targets.shape[0] > 0
     for r in range(n_rows):
-        gather(arena, out[r], 0, width)
+        gather(arena, row(out, r), 0, width)
         scale = arena.dtype.type(1.0 / n_rows)
         if weight.shape[0] > 0:
             scale = scale * weight[r]
         if code == CROSS_ENTROPY:
             label = labels[r] if labels.shape[0] > 0 else 0
-            target = targets[r] if dense else weight
+            target = row(targets, r) if dense else weight
             loss = cross_entropy_row(arena, 0, delta, width, outputs, label, target, dense, scale)
         else:
-            loss = values_row(arena, code, 0, delta, width, targets[r], scale)
+            loss = values_row(arena, code, 0, delta, width, row(targets, r), scale)
         rows[r] = loss * arena.dtype.type(n_rows)
-        dout[r, :] = arena[delta : delta + outputs]
+        copy(row(dout, r), run(arena, delta, outputs))
 
 
 @kernel
 def update_run(kind, p, g, m, v, scalars, clip):
     """One optimizer update of a run of parameters."""
-    update(kind, p, g, m, v, scalars, clip, True)
+    update(kind, p, g, m, v, scalars, clip, 1)

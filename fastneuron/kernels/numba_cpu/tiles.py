@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from fastneuron.kernels import layout as at
-from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.tile import BATCH, lanes, tile
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import update
+from fastneuron.kernels.numba_cpu.views import fill, row, run
 
 
 @inner
@@ -62,21 +63,21 @@ def weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):
 
 
 @inner
-def squares(run, sums):
-    """Add the squares of a run of whole panel rows to one sum a lane."""
+def squares(gradient, sums):
+    """Add the squares of some whole panel rows to one sum a lane."""
     width = sums.shape[0]
-    for r in range(run.shape[0] // width):
-        row = run[r * width : (r + 1) * width]
+    for r in range(gradient.shape[0] // width):
+        values = run(gradient, r * width, width)
         for j in range(width):
-            sums[j] += row[j] * row[j]
+            sums[j] += values[j] * values[j]
 
 
-@inner
+@glue
 def tile_gradient(arena, head, layers, ticket, batch, sums):
     """Gradient of one tile, and its sum of squares; `sums` is scratch of one panel row."""
     width = lanes(arena)
     index, q, p = locate(head, layers, ticket, width)
-    layer = layers[index]
+    layer = row(layers, index)
     stride = head[at.CAPACITY] * width
     n_rows = min(width, layer[at.INPUTS] - p * width)
     out = head[at.GRADIENT] + layer[at.WEIGHT] + (q * layer[at.INPUTS] + p * width) * width
@@ -86,17 +87,17 @@ def tile_gradient(arena, head, layers, ticket, batch, sums):
     a = layer[at.IN_ROWS] + p * stride
     b = layer[at.OUT_DELTA] + q * stride
     weight_gradient(arena, out, head[at.ZEROS], a, b, batch, n_rows, bias_out)
-    sums[:] = 0
-    squares(arena[out : out + n_rows * width], sums)
+    fill(sums, arena.dtype.type(0.0))
+    squares(run(arena, out, n_rows * width), sums)
     if bias_out >= 0:
-        squares(arena[bias_out : bias_out + width], sums)
+        squares(run(arena, bias_out, width), sums)
     total = sums[0]
     for j in range(1, width):
         total += sums[j]
     arena[head[at.TILE_SQUARES] + ticket] = total
 
 
-@inner
+@glue
 def transpose_tile(arena, head, layer, q, p):
     """Refresh one tile of the transposed copy."""
     width = lanes(arena)
@@ -108,37 +109,33 @@ def transpose_tile(arena, head, layer, q, p):
     transpose(arena, source, target, n_rows, n_columns)
 
 
-@inner
-def run_update(arena, head, position, size, scalars, clip, decays):
+@glue
+def update_part(arena, head, position, size, scalars, clip, decays):
     """Update `size` parameters from `position` of the parameter region."""
-    p = head[at.PARAMETERS] + position
-    g = head[at.GRADIENT] + position
-    m = head[at.MOMENT_1] + position
-    v = head[at.MOMENT_2] + position
     update(
         head[at.UPDATE],
-        arena[p : p + size],
-        arena[g : g + size],
-        arena[m : m + size],
-        arena[v : v + size],
+        run(arena, head[at.PARAMETERS] + position, size),
+        run(arena, head[at.GRADIENT] + position, size),
+        run(arena, head[at.MOMENT_1] + position, size),
+        run(arena, head[at.MOMENT_2] + position, size),
         scalars,
         clip,
         decays,
     )
 
 
-@inner
+@glue
 def tile_update(arena, head, layers, ticket, scalars, clip):
     """Optimizer update of one tile; layer 0 has no use for a transposed copy in training."""
     width = lanes(arena)
     index, q, p = locate(head, layers, ticket, width)
-    layer = layers[index]
+    layer = row(layers, index)
     n_rows = min(width, layer[at.INPUTS] - p * width)
     position = layer[at.WEIGHT] + (q * layer[at.INPUTS] + p * width) * width
-    run_update(arena, head, position, n_rows * width, scalars, clip, True)
+    update_part(arena, head, position, n_rows * width, scalars, clip, 1)
     if p == 0 and layer[at.BIAS] >= 0:
-        decays = head[at.DECAY_BIAS] != 0
-        run_update(arena, head, layer[at.BIAS] + q * width, width, scalars, clip, decays)
+        position = layer[at.BIAS] + q * width
+        update_part(arena, head, position, width, scalars, clip, head[at.DECAY_BIAS])
     if index > 0:
         transpose_tile(arena, head, layer, q, p)
 

@@ -29,13 +29,13 @@ RMSPROP = RMSprop().kind
 def update(kind, p, g, m, v, scalars, clip, decays):
     """Update parameters p from gradients g; m and v are the moments that the kind has.
 
-    `scalars` is one step's row of `Optimizer.scalars`; `decays` is False for biases that weight
+    `scalars` is one step's row of `Optimizer.scalars`; `decays` is 0 for biases that weight
     decay leaves alone.
     """
     real = p.dtype.type
     n = p.shape[0]
     rate, scale = real(scalars[RATE]), real(clip)
-    l2 = real(scalars[L2]) if decays else real(0.0)
+    l2 = real(scalars[L2]) if decays != 0 else real(0.0)
     if kind == PLAIN:
         for i in range(n):
             p[i] = p[i] - rate * (scale * g[i] + l2 * p[i])
@@ -51,7 +51,7 @@ def update(kind, p, g, m, v, scalars, clip, decays):
             m[i] = beta * m[i] + slope
             p[i] = p[i] - rate * (slope + beta * m[i])
     elif kind == ADAM:
-        shrink = real(scalars[SHRINK]) if decays else real(0.0)
+        shrink = real(scalars[SHRINK]) if decays != 0 else real(0.0)
         beta1, rest1 = real(scalars[BETA1]), real(1.0 - scalars[BETA1])
         beta2, rest2 = real(scalars[BETA2]), real(1.0 - scalars[BETA2])
         correction, epsilon = real(scalars[CORRECTION]), real(scalars[EPSILON])

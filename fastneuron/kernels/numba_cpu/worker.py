@@ -11,7 +11,7 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
-from fastneuron.kernels.numba_cpu.jit import inner, kernel
+from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
 from fastneuron.kernels.numba_cpu.rows import (
     block_loss,
     gather,
@@ -28,6 +28,7 @@ from fastneuron.kernels.numba_cpu.tiles import (
     tile_update,
     transpose_tile,
 )
+from fastneuron.kernels.numba_cpu.views import copy, row, run
 from fastneuron.kernels.stages import BACKWARD, FOREIGN, FORWARD, INPUT_DELTA, STATUS, STEPS, UPDATE
 from fastneuron.kernels.stages import LOSS as WITH_LOSS
 from fastneuron.optimizers import CLIP_NORM
@@ -36,7 +37,7 @@ _LOSS_NOT_FINITE = int(Status.LOSS_NOT_FINITE)
 _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 
 
-@inner
+@glue
 def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples, words, n_threads):
     """Phase A of one step: draw blocks of rows until none is left."""
     width = lanes(arena)
@@ -45,7 +46,7 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
     batch = samples.shape[0]
     share = (batch + n_threads - 1) // n_threads
     block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
-    last = layers[n_layers - 1]
+    last = row(layers, n_layers - 1)
     while True:
         first = draw(words, n_threads) * block
         if first >= batch:
@@ -54,9 +55,9 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
         offset = first * width
         if stages & FORWARD:
             for r in range(first, first + n_rows):
-                gather(arena, x[samples[r]], layers[0, at.IN_ROWS] + r * width, stride)
+                gather(arena, row(x, samples[r]), layers[0, at.IN_ROWS] + r * width, stride)
             for index in range(n_layers):
-                layer = layers[index]
+                layer = row(layers, index)
                 layer_forward(
                     arena,
                     head,
@@ -73,11 +74,11 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
             )
         if stages & FOREIGN:
             for r in range(first, first + n_rows):
-                scatter_delta(arena, targets[r], last[at.OUT_DELTA] + r * width, stride)
+                scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
         if stages & BACKWARD:
             for index in range(n_layers - 1, -1, -1):
                 need = index > 0 or (stages & INPUT_DELTA) != 0
-                layer_backward(arena, head, layers[index], stride, first, n_rows, need)
+                layer_backward(arena, head, row(layers, index), stride, first, n_rows, need)
 
 
 @inner
@@ -97,7 +98,7 @@ def clip_scale(squares, limit):
     return limit / norm if limit > 0.0 and norm > limit else 1.0
 
 
-@inner
+@glue
 def step(
     stages,
     arena,
@@ -125,7 +126,7 @@ def step(
             if ticket >= tiles:
                 break
             _index, q, p = locate(head, layers, ticket, lanes(arena))
-            transpose_tile(arena, head, layers[0], q, p)
+            transpose_tile(arena, head, row(layers, 0), q, p)
         if not barrier(words, n_threads):
             return False
     rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples, words, n_threads)
@@ -189,7 +190,7 @@ def train(
     `stages` says which parts of the step to do; `scratch` has one panel row a thread.
     """
     for s in range(bounds.shape[0] - 1):
-        samples = order[bounds[s] : bounds[s + 1]]
+        samples = run(order, bounds[s], bounds[s + 1] - bounds[s])
         if not step(
             stages,
             arena,
@@ -200,12 +201,12 @@ def train(
             targets,
             weight,
             samples,
-            scalars[s],
-            losses[s:],
+            row(scalars, s),
+            run(losses, s, 1),
             words,
             tid,
             n_threads,
-            scratch[tid],
+            row(scratch, tid),
         ):
             return
 
@@ -224,17 +225,17 @@ def infer(arena, head, layers, x, out, words, tid, n_threads):
             break
         n_rows = min(at.INFER_BLOCK, x.shape[0] - first)
         for r in range(n_rows):
-            gather(arena, x[first + r], layers[0, at.INFER_IN] + own + r * width, stride)
+            gather(arena, row(x, first + r), layers[0, at.INFER_IN] + own + r * width, stride)
         for index in range(n_layers):
-            layer = layers[index]
+            layer = row(layers, index)
             a, z = layer[at.INFER_IN] + own, layer[at.INFER_OUT] + own
             layer_forward(arena, head, layer, a, z, z, stride, n_rows)
         result = layers[n_layers - 1, at.INFER_OUT] + own
         for r in range(n_rows):
-            row = out[first + r]
+            target = row(out, first + r)
             p = 0
             while p * width < outputs:
                 count = min(width, outputs - p * width)
-                start = result + p * stride + r * width
-                row[p * width : p * width + count] = arena[start : start + count]
+                source = run(arena, result + p * stride + r * width, count)
+                copy(run(target, p * width, count), source)
                 p += 1
