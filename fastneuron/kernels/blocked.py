@@ -20,7 +20,6 @@ from fastneuron.optimizers import N_SCALARS, Optimizer
 from fastneuron.spec import NetworkSpec
 from fastneuron.threads import run_team, usable_cores
 
-_NO_LABELS = np.empty(0, np.int64)
 _ONE_STEP = np.zeros((1, N_SCALARS), np.float64)
 
 
@@ -49,8 +48,10 @@ class BlockedEngine(Engine):
         self._words = np.zeros(stages.WORDS, np.int64)
         self._turn = threading.Lock()
         self._kept = 0  # rows whose activations `update` can use
-        self._no_targets = np.empty((0, 0), self._dtype)
-        self._no_weight = np.empty(0, self._dtype)
+        self._row_work = spec.multiply_adds
+        self._no_targets = self._input(np.empty((0, 0), self._dtype))
+        self._no_weight = self._input(np.empty(0, self._dtype))
+        self._no_labels = self._input(np.empty(0, np.int64))
         self._lay_out(batch_size)
         self._arena[: self._layout.persistent] = 0
 
@@ -84,7 +85,7 @@ class BlockedEngine(Engine):
         self._scratch = np.empty((self._max_threads, self._lanes()), self._dtype)
         # Worker code steps through positions with 64-bit integers from 0: the identity order of a
         # batch that is given whole.
-        self._identity = np.arange(self._layout.capacity, dtype=np.int64)
+        self._identity = self._input(np.arange(self._layout.capacity, dtype=np.int64))
 
     def _grow(self, rows: int) -> None:
         """Make room for batches of `rows` rows; state is kept, scratch is not."""
@@ -153,9 +154,9 @@ class BlockedEngine(Engine):
         losses: NDArray[np.float64],
         rows: int,
     ) -> Outcome:
-        labels, targets = (y, self._no_targets) if y.ndim == 1 else (_NO_LABELS, y)
+        labels, targets = (y, self._no_targets) if y.ndim == 1 else (self._no_labels, y)
         given = self._input
-        threads = self._threads(rows, len(bounds) - 1, self.spec.multiply_adds)
+        threads = self._threads(rows, len(bounds) - 1, self._row_work)
         arguments = (
             stage,
             self._arena,
@@ -248,7 +249,7 @@ class BlockedEngine(Engine):
             self._kept = 0
 
     def plan(self) -> dict[str, Any]:
-        work = self.spec.multiply_adds * self._layout.capacity
+        work = self._row_work * self._layout.capacity
         limit = self._max_threads
         choice = choose_threads(work, 1_000_000, limit, self.n_threads)
         return {
