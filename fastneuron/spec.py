@@ -112,7 +112,8 @@ class NetworkSpec:
             the dtype is not float32 or float64.
         """
         try:
-            name = np.dtype(dtype).name  # type: ignore[call-overload]
+            # np.dtype(None) would be float64.
+            name = np.dtype(dtype or "none").name  # type: ignore[call-overload]
         except TypeError:
             name = repr(dtype)
         if name not in DTYPES:

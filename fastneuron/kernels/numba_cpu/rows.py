@@ -12,28 +12,28 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, activate, gate
 from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, exponentials, largest, values_run
-from fastneuron.kernels.numba_cpu.tile import ROWS, lanes, tile
+from fastneuron.kernels.numba_cpu.tile import ROWS, TALL, lanes, tile
 from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 
 
 @inner
 def product(arena, out, start, a, stride, b, depth, n_rows):
-    """One panel of columns for a block of rows: tiles of 8 rows, then 4, 2, 1.
+    """One panel of columns for a block of rows: tall tiles, then 4, 2, 1 rows.
 
     `stride` separates panels of A; `out` and `a` are the positions of the block's first row.
     """
     width = lanes(arena)
     r = 0
-    while r + 8 <= n_rows:
-        tile(8, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
-        r += 8
-    if n_rows & 4:
+    while r + TALL <= n_rows:
+        tile(TALL, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        r += TALL
+    if r + 4 <= n_rows:
         tile(4, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
         r += 4
-    if n_rows & 2:
+    if r + 2 <= n_rows:
         tile(2, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
         r += 2
-    if n_rows & 1:
+    if r < n_rows:
         tile(1, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
 
 

@@ -15,10 +15,10 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.tile import target_machine
 from fastneuron.kernels.stages import ABORTED, ARRIVED, GENERATION, TICKET
 
 #: Looks at the generation before yielding: about 5 microseconds, 50 times an undisturbed barrier.
@@ -80,7 +80,7 @@ def store_word(typingctx: Any, words: Any, index: Any, value: Any) -> Any:
 @intrinsic
 def relax(typingctx: Any) -> Any:
     """Tell the core that this is a spin loop."""
-    machine = cpu_target.target_context.codegen().magic_tuple()[0].split("-")[0]
+    machine = target_machine()
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         nothing, number = ir.VoidType(), ir.IntType(32)

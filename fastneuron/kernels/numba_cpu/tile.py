@@ -34,6 +34,11 @@ def target_features() -> str:
     return str(features)
 
 
+def target_machine() -> str:
+    """Return the machine part of the target triple: "x86_64", "aarch64" ..."""
+    return str(cpu_target.target_context.codegen().magic_tuple()[0]).split("-")[0]
+
+
 def _vector_bytes(features: str) -> int:
     enabled = set(features.split(","))
     if "+avx512f" in enabled:
@@ -45,6 +50,11 @@ def _vector_bytes(features: str) -> int:
 
 #: Bytes of one vector register of the target.
 VECTOR_BYTES = _vector_bytes(target_features())
+
+
+#: Rows of the tallest tile: two accumulators a row, and registers left for B and the splat of A.
+#: x86 before AVX-512 has 16 registers (8 rows there spill: 4 times slower), the others 32.
+TALL = 4 if VECTOR_BYTES < 64 and target_machine() in ("x86_64", "i686") else 8
 
 
 def lane_count(dtype: Any) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
-from fastneuron.kernels.numba_cpu.tile import BATCH, lanes, tile
+from fastneuron.kernels.numba_cpu.tile import BATCH, TALL, lanes, tile
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import fill, row, run
@@ -30,16 +30,16 @@ def locate(head, layers, ticket, width):
 
 @inner
 def weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):
-    """DW of `n_rows` inputs and one panel of outputs: tiles of 8 rows, then 4, 2, 1.
+    """DW of `n_rows` inputs and one panel of outputs: tall tiles, then 4, 2, 1 rows.
 
     `bias_out` >= 0 asks for db of the panel too: the first tile carries the always-on row.
     """
     width = lanes(arena)
     r = 0
     if bias_out >= 0:
-        if n_rows >= 8:
-            tile(8, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
-            r = 8
+        if n_rows >= TALL:
+            tile(TALL, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
+            r = TALL
         elif n_rows >= 4:
             tile(4, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
             r = 4
@@ -49,9 +49,9 @@ def weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):
         else:
             tile(1, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
             r = 1
-    while r + 8 <= n_rows:
-        tile(8, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
-        r += 8
+    while r + TALL <= n_rows:
+        tile(TALL, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
+        r += TALL
     if r + 4 <= n_rows:
         tile(4, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
         r += 4
