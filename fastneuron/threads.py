@@ -7,6 +7,8 @@ A forked child has no threads but its own: it starts with an empty pool.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -44,6 +46,29 @@ def requested_threads(n_threads: int | None) -> int | None:
     return int(count)
 
 
+def _current_core() -> Callable[[], int] | None:
+    """Return the C library's sched_getcpu where there is one."""
+    try:
+        return ctypes.CDLL(None).sched_getcpu  # type: ignore[no-any-return]
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+_getcpu = _current_core() if hasattr(os, "sched_setaffinity") else None
+
+
+def _cores_beside_caller() -> frozenset[int]:
+    """Cores for helpers: all that the caller may use, but the one that it runs on now.
+
+    A helper is woken by the caller, and a scheduler that then leaves both on one core lets them run
+    in turns: 139 against 18 microseconds a step of 64-128-10 on two cores.
+    """
+    if _getcpu is None:
+        return frozenset()
+    cores = frozenset(os.sched_getaffinity(0))
+    return cores - {_getcpu()}
+
+
 class _Helper(threading.Thread):
     """A thread that waits for a job, runs it, says so, and waits again."""
 
@@ -56,10 +81,15 @@ class _Helper(threading.Thread):
         self._work: Callable[[int], None] | None = None
         self._tid = 0
         self.fault: BaseException | None = None
+        self._cores: frozenset[int] = frozenset()
         self.start()
 
-    def begin(self, work: Callable[[int], None], tid: int) -> None:
+    def begin(self, work: Callable[[int], None], tid: int, cores: frozenset[int]) -> None:
         self.fault = None
+        if cores and cores != self._cores and self.native_id is not None:
+            with contextlib.suppress(OSError):  # where it is not allowed, the scheduler decides
+                os.sched_setaffinity(self.native_id, cores)
+                self._cores = cores
         self._work, self._tid = work, tid
         self._go.release()
 
@@ -121,9 +151,10 @@ def run_team(n_threads: int, work: Callable[[int], None], abort: Callable[[], No
                 helpers.append(_idle.pop())
             except IndexError:
                 helpers.append(_Helper())
+        cores = _cores_beside_caller()
         for helper in helpers:
             started += 1
-            helper.begin(work, started)
+            helper.begin(work, started, cores)
         work(0)
     except BaseException as caught:
         fault = caught

@@ -118,17 +118,18 @@ def cross_entropy_row(arena, out, delta, stride, classes, label, target, dense, 
         o, d = out + p * stride, delta + p * stride
         total += exponentials(run(arena, o, count), run(arena, d, count), best)
         fill(run(arena, d + count, width - count), zero)
-    log_total = math.log(total) + best
+    log_total = math.log(total)  # the largest is added last: it may dwarf the logarithm
     mass = scale
     loss = zero
     if dense:
         whole = zero
         for j in range(classes):
             whole += target[j]
-            loss += target[j] * (log_total - arena[out + (j // width) * stride + j % width])
+            below = best - arena[out + (j // width) * stride + j % width]
+            loss += target[j] * (log_total + below)
         mass = scale * whole
     else:
-        loss = log_total - arena[out + (label // width) * stride + label % width]
+        loss = log_total + (best - arena[out + (label // width) * stride + label % width])
     share = mass / total
     for p in range(panels):
         exponential = run(arena, delta + p * stride, min(width, classes - p * width))

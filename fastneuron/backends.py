@@ -1,0 +1,227 @@
+"""The backends: which exist, which run here and why not, and who supplies each slot.
+
+This is the only door to `fastneuron.kernels`. Nothing falls back unseen: a backend asked for by
+name runs or raises; only "auto" chooses, and says why.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from threading import RLock
+from typing import Any, NamedTuple
+
+from fastneuron.errors import BackendUnavailable, UnknownNameError
+from fastneuron.kernels.contract import SLOTS, Engine
+from fastneuron.losses import Loss
+from fastneuron.optimizers import Optimizer
+from fastneuron.spec import NetworkSpec
+
+__all__ = ["AUTO_ORDER", "NAMES", "Backend", "available", "current", "get", "use"]
+
+#: Every backend name.
+NAMES = ("numpy", "numba", "cython", "cuda")
+#: What "auto" tries: the first that runs.
+AUTO_ORDER = ("numba", "cython", "numpy")
+
+Slot = Callable[..., Any]
+
+
+class _Parts(NamedTuple):
+    """What importing a backend gives."""
+
+    slots: Mapping[str, Slot]
+    origin: Mapping[str, str]
+    engine: Callable[..., Engine]
+    has_engine: bool
+
+
+_chosen: ContextVar[str | None] = ContextVar("fastneuron_backend", default=None)
+_loaded: dict[str, _Parts] = {}
+_failed: dict[str, str] = {}
+# The first use of a backend imports it: one thread does, the others wait.
+_lock = RLock()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute; its kernels are imported at the first use of `slots` or `engine`.
+
+    Attributes
+    ----------
+    name : str
+    device : str
+        Where it computes: "cpu".
+    reason : str
+        Why this backend is the one in use.
+    """
+
+    name: str
+    device: str = "cpu"
+    reason: str = ""
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """Every slot by name; those that the backend lacks are the reference's (see `origin`)."""
+        return _load(self.name).slots
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """The name of the backend that supplies each slot."""
+        return _load(self.name).origin
+
+    @property
+    def has_engine(self) -> bool:
+        """False where training runs through the reference engine over this backend's slots."""
+        return _load(self.name).has_engine
+
+    def engine(
+        self,
+        spec: NetworkSpec,
+        loss: Loss | None = None,
+        optimizer: Optimizer | None = None,
+        *,
+        n_threads: int | None = None,
+        batch_size: int = 1,
+    ) -> Engine:
+        """Return a new engine; its parameters are yet to be loaded."""
+        make = _load(self.name).engine
+        return make(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
+
+
+def available() -> dict[str, Backend | BackendUnavailable]:
+    """Return every backend by name: a `Backend`, or the error that says why it cannot run here.
+
+    Nothing heavy is imported: numba is only looked for.
+    """
+    found: dict[str, Backend | BackendUnavailable] = {}
+    for name in NAMES:
+        problem = _problem(name)
+        found[name] = BackendUnavailable(problem) if problem else Backend(name)
+    return found
+
+
+def get(name: str = "auto") -> Backend:
+    """Return the backend called `name`; "auto": `use`, FASTNEURON_BACKEND, then `AUTO_ORDER`.
+
+    Raises
+    ------
+    UnknownNameError
+        Where no backend is called so; the message lists those that exist.
+    BackendUnavailable
+        Where it cannot run here; the message says why, and what can.
+    """
+    if name != "auto":
+        return _named(name, f"asked for as {name!r}")
+    chosen = _chosen.get()
+    if chosen is not None and chosen != "auto":
+        return _named(chosen, f"chosen by fastneuron.backends.use({chosen!r})")
+    variable = os.environ.get("FASTNEURON_BACKEND", "")
+    if chosen is None and variable not in ("", "auto"):
+        return _named(variable, f"chosen by FASTNEURON_BACKEND={variable}")
+    slower = []
+    for candidate in AUTO_ORDER:
+        try:
+            _load(candidate)
+        except BackendUnavailable as error:
+            slower.append(f"{candidate} would come before it, but {error}")
+        else:
+            reason = "; ".join([f"auto: first of {', '.join(AUTO_ORDER)} that runs here", *slower])
+            return Backend(candidate, reason=reason)
+    raise BackendUnavailable("; ".join(slower))
+
+
+def current() -> str:
+    """Return the name that "auto" stands for here, which may be "auto"; nothing is imported."""
+    return _chosen.get() or os.environ.get("FASTNEURON_BACKEND") or "auto"
+
+
+@contextmanager
+def use(name: str) -> Iterator[Backend]:
+    """Make "auto" mean the backend `name` inside a ``with`` block, in this thread or task only."""
+    backend = get(name)
+    token = _chosen.set(name)
+    try:
+        yield backend
+    finally:
+        _chosen.reset(token)
+
+
+def _named(name: str, reason: str) -> Backend:
+    if name not in _loaded:
+        if name not in NAMES:
+            raise UnknownNameError(f"unknown backend {name!r} ({_overview()})")
+        try:
+            _load(name)
+        except BackendUnavailable as error:
+            raise BackendUnavailable(f"backend {name!r}: {error} ({_overview()})") from error
+    return Backend(name, reason=reason)
+
+
+def _overview() -> str:
+    """Return what exists and why the rest is missing, for messages."""
+    problems = {name: _problem(name) for name in NAMES}
+    runs = [name for name, problem in problems.items() if not problem]
+    missing = [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    return "; ".join([f"available: auto, {', '.join(runs)}", *missing])
+
+
+def _problem(name: str) -> str:
+    """Return why a backend cannot run here, or nothing; finds out without importing numba."""
+    if name in _loaded or name == "numpy":
+        return ""
+    if name in _failed:
+        return _failed[name]
+    if name == "cuda":
+        return "CUDA is not part of this version"
+    if name == "numba":
+        return "" if find_spec("numba") else "numba is not installed (pip install numba)"
+    try:
+        _load(name)
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+def _load(name: str) -> _Parts:
+    parts = _loaded.get(name)
+    if parts is not None:
+        return parts
+    with _lock:
+        if name in _failed:
+            raise BackendUnavailable(_failed[name])
+        if name not in _loaded:
+            try:
+                _loaded[name] = _import(name)
+            except BackendUnavailable as error:
+                _failed[name] = str(error)
+                raise
+        return _loaded[name]
+
+
+def _import(name: str) -> _Parts:
+    if name == "numpy":
+        reference = import_module("fastneuron.kernels.reference")
+        return _Parts(reference.SLOTS, dict.fromkeys(SLOTS, name), reference.ReferenceEngine, True)
+    if name == "cuda" or (name == "numba" and not find_spec("numba")):
+        raise BackendUnavailable(_problem(name))
+    try:
+        module = import_module(f"fastneuron.kernels.{name}_cpu")
+        own: Mapping[str, Slot] = module.SLOTS
+        engine = getattr(module, f"{name.title()}Engine", None)
+    except ImportError as error:
+        raise BackendUnavailable(str(error)) from error
+    except Exception as error:  # a broken installation raises whatever it likes
+        raise BackendUnavailable(f"does not start: {type(error).__name__}: {error}") from error
+    reference_parts = _load("numpy")
+    slots = {**reference_parts.slots, **own}
+    origin = {slot: name if slot in own else "numpy" for slot in SLOTS}
+    if engine is None:
+        return _Parts(slots, origin, partial(reference_parts.engine, slots=slots), False)
+    return _Parts(slots, origin, engine, True)

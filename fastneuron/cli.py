@@ -1,0 +1,266 @@
+"""The `fastneuron` command: its arguments, its exit codes, and one line for each failure.
+
+Nothing but the standard library is imported before the arguments are understood, so that ``--help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from fastneuron.errors import FastneuronError
+
+# Repeated from the tables, which need numpy; a test holds them equal.
+ACTIVATIONS = (
+    "identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh",
+)  # fmt: skip
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
+DEMO_EPOCHS = 40
+
+DONE, FAILED, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit as stop:  # argparse has said what is wrong, or has printed help
+        return USAGE if stop.code else DONE
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            options.verb(options)
+            sys.stdout.flush()
+        return DONE
+    except FastneuronError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader (`head`) has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+    except MemoryError:
+        return _fail("out of memory; use fewer rows, a smaller batch or a smaller network")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}")
+
+
+def _fail(message: str) -> int:
+    print("fastneuron:", " ".join(message.split()), file=sys.stderr)
+    return FAILED
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print("fastneuron: warning:", " ".join(str(message).split()), file=sys.stderr)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from fastneuron.commands import train
+
+    train(options)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from fastneuron.commands import predict
+
+    predict(options)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from fastneuron.machine import describe, report
+
+    found = describe()
+    print(json.dumps(found, indent=2) if options.json else "\n".join(report(found)))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from fastneuron.demo import run
+
+    run(options.backend, options.epochs, options.seed, options.threads)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastneuron",
+        description="Train dense neural networks near the limit of the hardware.",
+        epilog="Exit codes: 0 done, 1 failed (one line says why), 2 wrong usage.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    train = verbs.add_parser(
+        "train",
+        help="train a network on a CSV or NPZ file",
+        description="Train a network to predict one column of a CSV or NPZ file from the others. "
+        "Columns of numbers are standardised, columns of text become one-hot inputs; a target of "
+        "text or whole numbers is a class, of other numbers a quantity. All of it is stored with "
+        "the model, so that `predict` takes the raw file.",
+    )
+    train.set_defaults(verb=_train)
+    train.add_argument("data", metavar="DATA", help="CSV with a header line (or .csv.gz), or NPZ")
+    train.add_argument("--target", required=True, metavar="NAME", help="the column to predict")
+    train.add_argument(
+        "--out", default="model.safetensors", metavar="FILE", help="model file (%(default)s)"
+    )
+    columns = train.add_argument_group("columns")
+    columns.add_argument(
+        "--task",
+        choices=("auto", "classification", "regression"),
+        default="auto",
+        metavar="TASK",
+        help="classification, regression, or auto: classes if text or whole numbers (auto)",
+    )
+    columns.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME",
+        help="leave a column out, such as an identifier (may be repeated)",
+    )  # fmt: skip
+    columns.add_argument(
+        "--text", action="append", default=[], metavar="NAME",
+        help="take a column of numbers as text, such as a postcode (may be repeated)",
+    )  # fmt: skip
+    network = train.add_argument_group("network")
+    network.add_argument(
+        "--hidden", type=_widths, default=(128, 64), metavar="WIDTHS",
+        help="widths of the hidden layers, or none (128,64)",
+    )  # fmt: skip
+    network.add_argument(
+        "--activation", choices=ACTIVATIONS, default="relu", metavar="NAME",
+        help=f"of the hidden layers (%(default)s): {', '.join(ACTIVATIONS)}",
+    )  # fmt: skip
+    network.add_argument("--no-bias", action="store_true", help="leave every bias out")
+    training = train.add_argument_group("training")
+    training.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adam", metavar="NAME",
+        help=f"(%(default)s): {', '.join(OPTIMIZERS)}",
+    )  # fmt: skip
+    training.add_argument(
+        "--learning-rate", type=_positive, metavar="RATE", help="(the optimizer's own)"
+    )
+    training.add_argument(
+        "--epochs", type=_count, default=100, metavar="N", help="passes over the rows (%(default)s)"
+    )
+    training.add_argument(
+        "--batch-size", type=_count, default=32, metavar="N", help="rows a step (%(default)s)"
+    )
+    training.add_argument(
+        "--validation", type=_share, default=0.2, metavar="SHARE",
+        help="share of the rows held out to watch (%(default)s; 0 for none)",
+    )  # fmt: skip
+    training.add_argument(
+        "--early-stopping", type=_whole, default=10, metavar="EPOCHS",
+        help="stop when the validation loss has not improved for so many epochs, and keep the best "
+        "(%(default)s; 0 for never)",
+    )  # fmt: skip
+    training.add_argument(
+        "--seed", type=_whole, default=0, metavar="N", help="same seed, same bits (%(default)s)"
+    )
+    _add_machine(training)
+    output = train.add_argument_group("output")
+    output.add_argument("--quiet", action="store_true", help="print nothing but failures")
+    output.add_argument("--json", action="store_true", help="print the result as JSON")
+
+    predict = verbs.add_parser(
+        "predict",
+        help="predict with a trained model",
+        description="Predict the target of each row of a raw CSV or NPZ file. Columns are found by "
+        "name; columns that the model does not know are left alone. Writes CSV.",
+    )
+    predict.set_defaults(verb=_predict)
+    predict.add_argument("model", metavar="MODEL", help="file written by `fastneuron train`")
+    predict.add_argument("data", metavar="DATA", help="CSV with a header line, or NPZ")
+    predict.add_argument("--out", metavar="FILE", help="write to FILE, not to the screen")
+    predict.add_argument(
+        "--proba", action="store_true", help="add the probability of each class to each row"
+    )
+    _add_backend(predict)
+
+    info = verbs.add_parser(
+        "info", help="show versions, processor, backends, threads and cache",
+        description="Show what fastneuron finds on this machine.",
+    )  # fmt: skip
+    info.set_defaults(verb=_info)
+    info.add_argument("--json", action="store_true", help="print JSON")
+
+    demo = verbs.add_parser(
+        "demo",
+        help="train on handwritten digits, with and without biases",
+        description="Train on the bundled handwritten digits, with and without biases; show the "
+        "accuracy, samples a second against the NumPy reference, and what the bias cost.",
+    )
+    demo.set_defaults(verb=_demo)
+    demo.add_argument(
+        "--epochs", type=_count, default=DEMO_EPOCHS, metavar="N", help="(%(default)s)"
+    )
+    demo.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
+    _add_machine(demo)
+    return parser
+
+
+def _add_backend(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="auto", metavar="NAME",
+        help=f"what computes (%(default)s): {', '.join(BACKENDS)}",
+    )  # fmt: skip
+
+
+def _add_machine(parser: argparse._ActionsContainer) -> None:
+    _add_backend(parser)
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", help="(as fits the network); never changes a result"
+    )
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        import fastneuron
+
+        print(fastneuron.__version__)
+        parser.exit()
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1e10:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    if text.strip().lower() in ("", "none"):
+        return ()
+    return tuple(_count(part.strip()) for part in text.split(","))

@@ -1,0 +1,238 @@
+"""What `fastneuron train` and `fastneuron predict` do, from raw file to file."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron import backends, files
+from fastneuron.callbacks import EarlyStopping
+from fastneuron.datasets import stratified_split
+from fastneuron.errors import DataError, FastneuronError, ModelFileError
+from fastneuron.fitting import History
+from fastneuron.network import Sequential, load, mlp
+from fastneuron.optimizers import OPTIMIZERS
+from fastneuron.preprocessing import (
+    CategoryFeature,
+    ClassTarget,
+    NumberTarget,
+    Preprocessing,
+    fit_target,
+)
+from fastneuron.tables import Table, read_table
+
+__all__ = ["predict", "train"]
+
+
+def train(options: argparse.Namespace) -> None:
+    """Train on a raw table, report, and write the model file."""
+    _check_writable(options.out)
+    if Path(options.out).exists() and not Path(options.out).is_file():
+        raise ModelFileError(f"{options.out}: is a device or a pipe; a model needs a file")
+    backend = backends.get(options.backend)
+    table = read_table(options.data)
+    learn, watch = _split(table, options)
+    preprocessing = Preprocessing.fit(
+        table,
+        options.target,
+        rows=learn,
+        task=options.task,
+        ignore=options.ignore,
+        text=options.text,
+    )
+    X, y = preprocessing.inputs(table), preprocessing.targets(table)
+    net = mlp(
+        [preprocessing.n_features, *options.hidden, preprocessing.target.width],
+        activation=options.activation,
+        bias=not options.no_bias,
+        seed=options.seed,
+    )
+    rate = {} if options.learning_rate is None else {"learning_rate": options.learning_rate}
+    optimizer = OPTIMIZERS[options.optimizer](**rate)
+    talk = not options.quiet and not options.json
+    if talk:
+        print(_describe_table(table, preprocessing))
+        print(
+            f"network {'-'.join(map(str, net.spec.sizes))}, {net.spec.n_parameters:,} parameters, "
+            f"backend {backend.name}\n"
+            f"rows: {len(learn):,} to learn from, {len(watch):,} to watch",
+            flush=True,
+        )
+    stopping = len(watch) and options.early_stopping
+    history = net.fit(
+        X[learn],
+        y[learn],
+        loss=preprocessing.loss,
+        optimizer=optimizer,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        validation_data=(X[watch], y[watch]) if len(watch) else None,
+        early_stopping=EarlyStopping(options.early_stopping) if stopping else None,
+        progress=talk,
+        backend=options.backend,
+        n_threads=options.threads,
+    )
+    net.save(options.out, preprocessing=preprocessing.to_json())
+    result = _result(net, preprocessing, X, y, learn, watch, history)
+    if options.json:
+        print(json.dumps({"model": str(options.out), "backend": backend.name, **result}, indent=2))
+    elif talk:
+        print(_describe_result(result))
+        print(f"model written to {options.out}")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Predict each row of a raw table and write CSV."""
+    if options.out:
+        _check_writable(options.out)
+    net, preprocessing = _load(options.model)
+    target = preprocessing.target
+    table = read_table(options.data)
+    X = preprocessing.inputs(table, net.spec.dtype)
+    with backends.use(options.backend):
+        answers = target.decode(net.forward(X))
+    header = [target.name]
+    if isinstance(target, ClassTarget):
+        columns = [list(answers)]
+    else:
+        columns = [[f"{answer:.9g}" for answer in answers]]
+    if options.proba:
+        if not isinstance(target, ClassTarget):
+            raise DataError(f"--proba: {target.name!r} is a quantity, which has no classes")
+        header += [f"p({name})" for name in target.classes]
+        with backends.use(options.backend):
+            columns += [[f"{p:.6g}" for p in column] for column in net.predict_proba(X).T]
+    text = _csv_text(header, columns)
+    if options.out:
+        _write(Path(options.out), text)
+    else:
+        print(text, end="")
+
+
+def _split(
+    table: Table, options: argparse.Namespace
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows to learn from and those held out, classes in equal shares."""
+    target = fit_target(table, options.target, options.task)
+    rows = np.arange(table.n_rows)
+    if not options.validation:
+        return rows, rows[:0]
+    classes = isinstance(target, ClassTarget)
+    groups = target.encode(table, np.float32) if classes else np.zeros_like(rows)
+    return stratified_split(groups, options.validation, options.seed)
+
+
+def _describe_table(table: Table, preprocessing: Preprocessing) -> str:
+    numbers, texts = 0, []
+    for feature in preprocessing.features:
+        if isinstance(feature, CategoryFeature):
+            texts.append(f"{feature.name} ({feature.width})")
+        else:
+            numbers += 1
+    target = preprocessing.target
+    what = f"{target.width} classes" if isinstance(target, ClassTarget) else "a quantity"
+    lines = [f"{table.origin}: {table.n_rows:,} rows, target {target.name!r} ({what})"]
+    if numbers:
+        lines.append(f"columns of numbers, standardised: {numbers}")
+    if texts:
+        lines.append(f"columns of text, one input a category: {', '.join(texts)}")
+    return "\n".join(lines)
+
+
+def _result(
+    net: Sequential,
+    preprocessing: Preprocessing,
+    X: NDArray[Any],
+    y: NDArray[Any],
+    learn: NDArray[np.int64],
+    watch: NDArray[np.int64],
+    history: History,
+) -> dict[str, Any]:
+    """Return what came out of training as JSON values."""
+    best = history.best_epoch
+    return {
+        "epochs": len(history),
+        "kept_epoch": len(history) if best is None else best + 1,
+        "seconds": float(np.sum(history.seconds)),
+        "training": _score(net, preprocessing, X[learn], y[learn]),
+        "validation": _score(net, preprocessing, X[watch], y[watch]) if len(watch) else None,
+    }
+
+
+def _score(
+    net: Sequential, preprocessing: Preprocessing, X: NDArray[Any], y: NDArray[Any]
+) -> dict[str, float]:
+    """Return accuracy, or the root mean square error in the target's unit and R squared."""
+    target, out = preprocessing.target, net.forward(X)
+    if not isinstance(target, NumberTarget):
+        return {"accuracy": float(np.mean(np.argmax(out, axis=1) == y))}
+    want, got = target.decode(y), target.decode(out)
+    error, spread = np.mean((got - want) ** 2), np.var(want)
+    return {"rmse": float(np.sqrt(error))} | ({"r2": float(1 - error / spread)} if spread else {})
+
+
+def _describe_result(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['epochs']} epochs in {result['seconds']:.2f} s; "
+        f"the parameters of epoch {result['kept_epoch']} are kept"
+    ]
+    for part in ("training", "validation"):
+        if result[part]:
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in result[part].items())
+            lines.append(f"{part}: {scores}")
+    return "\n".join(lines)
+
+
+def _load(path: str) -> tuple[Sequential, Preprocessing]:
+    """Read a model file that holds the preprocessing of raw tables."""
+    net = load(path)
+    if net.preprocessing is None:
+        raise ModelFileError(
+            f"{path}: the model says nothing about raw tables; only models that `fastneuron train` "
+            "wrote can predict from files (in Python: fastneuron.load(path).predict(X))"
+        )
+    try:
+        preprocessing = Preprocessing.from_json(net.preprocessing)
+    except FastneuronError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    sizes = (preprocessing.n_features, preprocessing.target.width, preprocessing.loss)
+    if sizes != (net.spec.in_features, net.spec.out_features, net.loss):
+        raise ModelFileError(f"{path}: the network does not fit the stored preprocessing")
+    return net, preprocessing
+
+
+def _csv_text(header: Sequence[str], columns: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():  # a pipe or a device is written into, not replaced
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+    else:
+        files.write_atomically(path, text.encode("utf-8"))
+
+
+def _check_writable(path: str) -> None:
+    """Refuse a path that cannot be written before minutes of work go into what it should hold."""
+    parent = Path(path).parent
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(parent))
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

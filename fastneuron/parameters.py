@@ -1,0 +1,232 @@
+"""One truth about a network's parameters, however many engines train and read it.
+
+The store keeps row-major arrays. While an engine trains, its own copy is the newest and it is the
+store's `owner`; the arrays are fetched back only when somebody else needs them. So the step of a
+trainer that goes on alone pays one comparison, and reading a weight is always up to date.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import RLock
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fastneuron.arrays import as_rows
+from fastneuron.errors import DataError
+from fastneuron.interrupts import HeldInterrupts
+from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters
+from fastneuron.spec import NetworkSpec
+
+# Values one forward call may hold a layer: bounds the memory of a prediction over a large data set
+# (64 MiB of float32), and the time until Ctrl-C is heard.
+_FORWARD_VALUES = 1 << 24
+
+Result = TypeVar("Result")
+
+
+class ParameterStore:
+    """Holds the parameters of one network and knows who has the newest.
+
+    Parameters
+    ----------
+    spec : NetworkSpec
+    parameters : list of (weight (in, out), bias (out,) or None)
+        Copied, after a check of every shape.
+
+    Attributes
+    ----------
+    owner : LiveEngine or None
+        The engine whose parameters are newer than the arrays here.
+    version : int
+        Grows whenever the arrays change; an engine of another version must load before its use.
+    lock : RLock
+        Held around every use of an engine, so that threads may share a network.
+    loss : str or None
+        Name of the loss that the parameters were last trained for.
+    epochs : int
+        Epochs that `fit` has begun on these parameters: the next fit's data order goes on there.
+    """
+
+    def __init__(self, spec: NetworkSpec, parameters: Parameters) -> None:
+        self.spec = spec
+        self.version = 0
+        self.owner: LiveEngine | None = None
+        self.lock = RLock()
+        self.loss: str | None = None
+        self.epochs = 0
+        self._arrays = self.checked(parameters)
+
+    def checked(self, parameters: Parameters) -> Parameters:
+        """Return row-major copies in the network's dtype; what does not fit is a DataError."""
+        if len(parameters) != len(self.spec.layers):
+            raise DataError(
+                f"parameters of {len(parameters)} layers for {len(self.spec.layers)} layers"
+            )
+        return [
+            (self._checked_weight(i, weight), self._checked_bias(i, bias))
+            for i, (weight, bias) in enumerate(parameters)
+        ]
+
+    def pull(self) -> Parameters:
+        """Return the newest arrays themselves, to be read and not written."""
+        if self.owner is None:
+            return self._arrays
+        with self.lock:
+            owner = self.owner
+            if owner is not None:
+                self._arrays = owner.engine.export()
+                self.version += 1
+                owner.version = self.version
+                self.owner = None
+            return self._arrays
+
+    def replace(self, parameters: Parameters) -> None:
+        """Set every parameter at once, for example to put the best ones back."""
+        checked = self.checked(parameters)
+        with self.lock:
+            self._arrays = checked
+            self.version += 1
+            self.owner = None
+
+    def set_weight(self, layer: int, weight: Any) -> None:
+        """Set one layer's weight (in, out)."""
+        checked = self._checked_weight(layer, weight)
+        with self.lock:
+            arrays = list(self.pull())
+            arrays[layer] = (checked, arrays[layer][1])
+            self._arrays = arrays
+            self.version += 1
+
+    def set_bias(self, layer: int, bias: Any) -> None:
+        """Set one layer's bias (out,)."""
+        checked = self._checked_bias(layer, bias)
+        with self.lock:
+            arrays = list(self.pull())
+            arrays[layer] = (arrays[layer][0], checked)
+            self._arrays = arrays
+            self.version += 1
+
+    def _checked_weight(self, layer: int, weight: Any) -> Array:
+        spec = self.spec.layers[layer]
+        name = f"layers[{layer}].weight"
+        shape = (spec.in_features, spec.out_features)
+        if np.shape(weight) != shape:
+            raise DataError(f"{name} must have shape {shape}, got {np.shape(weight)}")
+        return as_rows(weight, name, self.spec.dtype).copy()
+
+    def _checked_bias(self, layer: int, bias: Any) -> Array | None:
+        spec = self.spec.layers[layer]
+        name = f"layers[{layer}].bias"
+        if not spec.bias:
+            if bias is not None:
+                raise DataError(f"{name}: this layer was described with bias=False and has none")
+            return None
+        if np.shape(bias) != (spec.out_features,):
+            raise DataError(f"{name} must have shape ({spec.out_features},), got {np.shape(bias)}")
+        return as_rows(np.asarray(bias)[None], name, self.spec.dtype)[0].copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave engines and locks out of copies and pickles."""
+        return {
+            "spec": self.spec,
+            "arrays": self.pull(),
+            "loss": self.loss,
+            "epochs": self.epochs,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["spec"], state["arrays"])  # type: ignore[misc]
+        self.loss = state["loss"]
+        self.epochs = state["epochs"]
+
+
+class LiveEngine:
+    """An engine kept in step with a store, whose steps Ctrl-C cannot cut in two.
+
+    Parameters
+    ----------
+    store : ParameterStore
+    make : callable
+        Returns a new engine.
+    backend : str
+        Name of the engine's backend.
+
+    Attributes
+    ----------
+    engine : Engine
+    proven : bool
+        Whether it has trained: the first training call of an engine may compile.
+    """
+
+    def __init__(self, store: ParameterStore, make: Callable[[], Engine], backend: str) -> None:
+        self.store = store
+        self.backend = backend
+        self.engine = make()
+        self.version = -1
+        self.proven = False
+        self._make = make
+        self._held = HeldInterrupts()
+
+    def refresh(self) -> bool:
+        """Give the engine the newest parameters; True where it had to load them."""
+        store = self.store
+        if store.owner is self:
+            return False
+        arrays = store.pull()
+        if self.version == store.version:
+            return False
+        self.engine.load(arrays)
+        self.version = store.version
+        return True
+
+    def claim(self) -> bool:
+        """`refresh`, then own the newest parameters: the engine is about to change them."""
+        loaded = self.refresh()
+        self.store.owner = self
+        return loaded
+
+    def guarded_run(self, *arguments: Any) -> Outcome:
+        """`Engine.run`, so that Ctrl-C leaves whole steps; `release` must follow."""
+        return self._guarded(self.engine.run, arguments)
+
+    def guarded_update(self, *arguments: Any) -> tuple[Array, Outcome]:
+        """`Engine.update`, so that Ctrl-C leaves whole steps; `release` must follow."""
+        return self._guarded(self.engine.update, arguments)
+
+    def release(self) -> None:
+        """Raise a Ctrl-C that was held back, once the caller's books are in order."""
+        self._held.release()
+
+    def _guarded(self, work: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+        """Call `work` on the engine, which must own the newest parameters.
+
+        The first call may compile for seconds: Ctrl-C cuts it short, and what it did is undone.
+        Later calls are short: Ctrl-C waits for their end.
+        """
+        if self.proven:
+            with self._held:
+                return work(*arguments)
+        try:
+            result = work(*arguments)
+        except BaseException:
+            self.engine = self._make()
+            self.version = -1
+            self.store.owner = None  # its arrays are those that the engine had begun with
+            raise
+        self.proven = True
+        return result
+
+    def forward(self, x: Array) -> Array:
+        """Return the output (n, O) for checked rows x (n, I), in bounded memory."""
+        sizes = self.store.spec.sizes
+        block = max(256, _FORWARD_VALUES // max(sizes))
+        with self.store.lock:
+            self.refresh()
+            if len(x) <= block:
+                return self.engine.forward(x)
+            out = np.empty((len(x), sizes[-1]), x.dtype)
+            for start in range(0, len(x), block):
+                out[start : start + block] = self.engine.forward(x[start : start + block])
+        return out

@@ -1,0 +1,436 @@
+"""One engine and one data order: training step by step, or many steps a call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron import backends
+from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_rows, fits_targets
+from fastneuron.descriptions import checked_count
+from fastneuron.divergence import diverged
+from fastneuron.errors import DataError, SpecError
+from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.losses import LOSSES, Loss
+from fastneuron.optimizers import Optimizer, as_optimizer
+from fastneuron.order import Batches, Part, checked_seed
+from fastneuron.parameters import LiveEngine, ParameterStore
+from fastneuron.rates import Rates
+from fastneuron.schedules import Horizon
+from fastneuron.spec import NetworkSpec
+from fastneuron.threads import requested_threads
+
+__all__ = ["Chunk", "Trainer", "mean_loss"]
+
+# Seconds of one engine call: half of the 50 ms after which Ctrl-C would feel late, since a chunk's
+# length is a guess from the chunk before.
+_CHUNK_SECONDS = 0.025
+# A chunk is at most this many times the one before: the first steps of an engine are its slowest.
+_GROWTH = 8
+_INT64 = np.dtype(np.int64)
+
+
+class Network(Protocol):
+    """What a trainer needs of a network; `Sequential` is one."""
+
+    @property
+    def spec(self) -> NetworkSpec: ...
+    @property
+    def parameters(self) -> ParameterStore: ...
+    @property
+    def seed(self) -> int: ...
+
+
+class Chunk(NamedTuple):
+    """Steps that were trained in one call of the engine.
+
+    Attributes
+    ----------
+    part : Part
+        Where they lie among the epochs.
+    losses : (steps,) float64
+        Mean loss of each batch before its step.
+    learning_rate : float
+        That of the last step.
+    seconds : float
+    """
+
+    part: Part
+    losses: NDArray[np.float64]
+    learning_rate: float
+    seconds: float
+
+
+class Trainer:
+    """Trains a network: one optimizer with its moments, one engine, one data order.
+
+    Several trainers may share a network: `net.layers[i].weight` is current whichever was used last.
+
+    Parameters
+    ----------
+    net : Sequential
+    loss : str or Loss, optional
+        A name of `fastneuron.losses.LOSSES`. Left out, only `forward` and `update` can be used.
+    optimizer : str or Optimizer
+    batch_size : int
+        Rows of a step of `run`; `step` takes whatever comes.
+    backend : str
+        "auto", "numba", "cython" or "numpy"; see `fastneuron.backends`.
+    n_threads : int, optional
+        Left out, FASTNEURON_NUM_THREADS, else the engine's own choice. Never changes a result.
+    seed : int, optional
+        Decides the data order. Left out, the network's.
+
+    Attributes
+    ----------
+    step_count : int
+        Optimizer steps done by this trainer; schedules count them.
+    epoch_count : int
+        Epochs begun by `run`: the number that, with the seed, decides the next epoch's order.
+
+    Raises
+    ------
+    UnknownNameError, BackendUnavailable
+        Where a name is in no table, or the backend cannot run here; the message says what can.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        loss: str | Loss | None = None,
+        optimizer: str | Optimizer = "adam",
+        batch_size: int = 32,
+        backend: str = "auto",
+        n_threads: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.net = net
+        self.spec = net.spec
+        self.loss = loss if isinstance(loss, Loss) or loss is None else LOSSES[loss]
+        self.optimizer = as_optimizer(optimizer)
+        self.batch_size = checked_count("Trainer", "batch_size", batch_size)
+        self.backend = backends.get(backend)
+        self.n_threads = requested_threads(n_threads)
+        self.seed = net.seed if seed is None else checked_seed(seed)
+        self.step_count = 0
+        self.epoch_count = 0
+        self._store = net.parameters
+        self._dtype = np.dtype(self.spec.dtype)
+        self._features = self.spec.in_features
+        self._outputs = self.spec.out_features
+        self._live = LiveEngine(self._store, self._new_engine, self.backend.name)
+        self._rates = Rates(self.optimizer)
+        # The reference engine runs Python within a step, where Ctrl-C could cut it in two.
+        self._guard_steps = self.backend.name == "numpy" or not self.backend.has_engine
+        self._kept = 0  # rows of the last `forward`, 0 where `update` has none to work on
+        self._steps = 1  # of the next chunk
+        self._order = np.empty(0, np.int64)
+        self._bounds = np.zeros(2, np.int64)
+        self._losses = np.empty(1)
+
+    def __repr__(self) -> str:
+        loss = self.loss.name if self.loss else None
+        return (
+            f"Trainer(loss={loss!r}, optimizer={self.optimizer!r}, batch_size={self.batch_size}, "
+            f"backend={self.backend.name!r}, step_count={self.step_count})"
+        )
+
+    def step(self, x: Any, y: Any, sample_weight: Any = None) -> float:
+        """Do one optimizer step on a batch and return its mean loss before the step.
+
+        Parameters
+        ----------
+        x : array_like (n, in_features)
+        y : array_like
+            See `fastneuron.arrays.as_targets`.
+        sample_weight : array_like (n,), optional
+            Scaled to mean 1 over these rows.
+
+        Raises
+        ------
+        DataError
+            Where shapes or values are wrong; nothing is changed.
+        NonFiniteError
+            Where the loss or the gradient is not finite; that step is not applied.
+        """
+        x, y, weight = self._batch(x, y, sample_weight)
+        n = len(x)
+        with self._store.lock:
+            if self._store.owner is not self._live:
+                self._claim()
+            if len(self._order) != n:
+                self._order = np.arange(n, dtype=np.int64)
+                self._bounds = np.array([0, n], np.int64)
+            self._kept = 0
+            row = self._rates.row(self.step_count)
+            live = self._live
+            run = live.guarded_run if self._guard_steps or not live.proven else live.engine.run
+            outcome = run(x, y, weight, self._order, self._bounds, row, self._losses)
+            if outcome.status:
+                as_rows(x, "x", self._dtype)
+                if y.ndim == 2:
+                    as_rows(y, "y", self._dtype)
+                self._diverged(outcome.status, x, self._rates.rate(self.step_count), 0)
+            self.step_count += 1
+            loss = self._losses.item(0)
+        if self._guard_steps:
+            self._live.release()
+        return loss
+
+    def run(
+        self, X: Any, y: Any, epochs: int = 1, shuffle: bool = True, sample_weight: Any = None
+    ) -> NDArray[np.float64]:
+        """Train for whole epochs and return the mean loss of every batch before its step.
+
+        Five runs of one epoch meet the rows in the order of one run of five. A last batch that is
+        not full is trained like the others. Schedules that need the length of the training take
+        the end of this call for it.
+
+        Parameters
+        ----------
+        X : array_like (n, in_features)
+        y : array_like
+            See `fastneuron.arrays.as_targets`.
+        epochs : int
+        shuffle : bool
+            False takes the rows as they come.
+        sample_weight : array_like (n,), optional
+            Scaled to mean 1 over all rows.
+
+        Returns
+        -------
+        (epochs * ceil(n / batch_size),) float64
+
+        Raises
+        ------
+        DataError, NonFiniteError
+            As in `step`; what was trained before is kept.
+        KeyboardInterrupt
+            On Ctrl-C, after the running chunk of steps: within about 50 ms.
+        """
+        x, targets, weight = self.checked(X, y, sample_weight)
+        parts = []
+        begun: list[NDArray[np.float64]] = []  # of the epoch under way
+        for chunk in self.chunks(x, targets, weight, epochs, shuffle, span=not self._rates.watches):
+            parts.append(chunk.losses)
+            if self._rates.watches:
+                begun.append(chunk.losses)
+                if chunk.part.ends_epoch:
+                    self.observe(float(np.mean(np.concatenate(begun))))
+                    begun = []
+        return np.concatenate(parts)
+
+    def forward(self, x: Any) -> Array:
+        """Return the output (n, out_features) for x and keep what `update` needs of these rows."""
+        x = as_rows(x, "x", self._dtype, self.spec.in_features)
+        with self._store.lock:
+            self._live.refresh()
+            out = self._live.engine.forward_keep(x)
+            self._kept = len(x)
+        return out
+
+    def update(self, dout: Any) -> Array:
+        """Do one optimizer step for the rows of the last `forward`, with a loss of your own.
+
+        Parameters
+        ----------
+        dout : array_like (n, out_features)
+            dL/d(output), already holding whatever mean over the batch the loss wants.
+
+        Returns
+        -------
+        (n, in_features) ndarray
+            dL/dx at the parameters before the step.
+        """
+        if not self._kept:
+            raise DataError("update(dout) needs a forward(x) just before it, for the same rows")
+        rows = dout
+        if not fits_rows(dout, self._outputs, self._dtype):
+            rows = as_rows(dout, "dout", self._dtype, self._outputs)
+        if len(rows) != self._kept:
+            raise DataError(
+                f"dout has shape {rows.shape}, but forward(x) gave "
+                f"({self._kept}, {self.spec.out_features})"
+            )
+        with self._store.lock:
+            if self._live.claim():
+                raise DataError("the parameters changed since forward(x): call forward again")
+            self._kept = 0
+            dx, outcome = self._live.guarded_update(rows, self._rates.row(self.step_count)[0])
+            if outcome.status:
+                as_rows(rows, "dout", self._dtype)
+                self._diverged(outcome.status, None, self._rates.rate(self.step_count), 0)
+            self.step_count += 1
+        self._live.release()
+        return dx
+
+    def gradients(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[float, Parameters]:
+        """Return the batch's mean loss and (dweight, dbias or None) a layer; nothing is updated."""
+        x, y, weight = self.checked(x, y, sample_weight)
+        with self._store.lock:
+            self._live.refresh()
+            self._kept = 0
+            loss, gradients = self._live.engine.gradients(x, y, weight)
+            if not np.isfinite(loss):
+                self._diverged(Status.LOSS_NOT_FINITE, x, self._rates.rate(self.step_count), 0)
+        return loss, gradients
+
+    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the mean loss over the rows of X at the current parameters."""
+        return self.mean_loss(*self.checked(X, y, sample_weight))
+
+    def mean_loss(self, x: Array, y: Array, weight: Array | None) -> float:
+        """Do what `evaluate` does, on what `checked` returns."""
+        return mean_loss(self._need_loss(), self._live.forward(x), y, weight)
+
+    def observe(self, metric: float) -> None:
+        """Feed the metric (lower is better) that a `Plateau` schedule watches; `fit` does it."""
+        self._rates.observe(metric)
+
+    def plan(self) -> dict[str, Any]:
+        """Explain how this trainer computes: backend and why, threads, buffers, phases."""
+        return {
+            **self._live.engine.plan(),
+            "backend": self.backend.name,
+            "reason": self.backend.reason,
+            "batch_size": self.batch_size,
+            "n_parameters": self.spec.n_parameters,
+        }
+
+    def checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
+        """Return data as engines take it; `chunks` wants it so."""
+        loss = self._need_loss()
+        x = as_rows(X, "X", self._dtype, self.spec.in_features)
+        targets = as_targets(y, loss.targets, len(x), self.spec.out_features, self._dtype)
+        if sample_weight is None:
+            return x, targets, None
+        return x, targets, as_weights(sample_weight, len(x), self._dtype)
+
+    def chunks(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        epochs: int,
+        shuffle: bool = True,
+        *,
+        span: bool = True,
+    ) -> Iterator[Chunk]:
+        """Train for `epochs` epochs, giving control back after each call of the engine.
+
+        Parameters
+        ----------
+        x, y, weight
+            From `checked`.
+        epochs : int
+        shuffle : bool
+        span : bool
+            Whether a chunk may hold several whole epochs, so that tiny data sets do not pay for
+            Python at every epoch. False where something must happen at each epoch's end.
+        """
+        epochs = checked_count("run", "epochs", epochs)
+        batches = Batches(
+            len(x),
+            self.batch_size,
+            epochs,
+            shuffle=shuffle,
+            seed=self.seed,
+            first_epoch=self.epoch_count,
+            span=span,
+        )
+        first_epoch = self.epoch_count
+        horizon = Horizon(
+            self.step_count + epochs * batches.steps_per_epoch, batches.steps_per_epoch
+        )
+        while (part := batches.take(self._steps)) is not None:
+            self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
+            yield self._chunk(x, y, weight, part, horizon)
+
+    def _chunk(
+        self, x: Array, y: Array, weight: Array | None, part: Part, horizon: Horizon
+    ) -> Chunk:
+        """Train one part; leave the count, the pace and the error, if any, right."""
+        order, bounds = part.order, part.bounds
+        steps = len(bounds) - 1
+        rates = self._rates.rates(self.step_count, steps, horizon)
+        scalars = self._rates.scalars(self.step_count, rates)
+        losses = np.empty(steps)
+        with self._store.lock:
+            if self._store.owner is not self._live:
+                self._claim()
+            self._kept = 0
+            start = time.perf_counter()
+            outcome = self._live.guarded_run(x, y, weight, order, bounds, scalars, losses)
+            seconds = time.perf_counter() - start
+            self.step_count += outcome.steps
+            if outcome.status:
+                s = outcome.steps
+                failed = x[order[bounds[s] : bounds[s + 1]]]
+                epoch = part.epoch + s * part.whole_epochs // steps
+                self._diverged(outcome.status, failed, float(rates[s]), epoch)
+        pace = max(seconds, 1e-9) / steps
+        most = _GROWTH * max(self._steps, steps)
+        self._steps = max(1, min(most, int(_CHUNK_SECONDS / pace)))
+        self._live.release()
+        return Chunk(part, losses, float(rates[-1]), seconds)
+
+    def _new_engine(self) -> Engine:
+        return self.backend.engine(
+            self.spec,
+            self.loss,
+            self.optimizer,
+            n_threads=self.n_threads,
+            batch_size=self.batch_size,
+        )
+
+    def _claim(self) -> None:
+        self._live.claim()
+        if self.loss is not None:
+            self._store.loss = self.loss.name
+
+    def _need_loss(self) -> Loss:
+        if self.loss is None:
+            raise SpecError(
+                "this trainer has no loss: give one, Trainer(net, loss=...), "
+                f"from {', '.join(LOSSES)}; or use forward(x) and update(dout)"
+            )
+        return self.loss
+
+    def _batch(self, x: Any, y: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
+        """Return what `checked` does, in a microsecond where the arrays fit already.
+
+        NaN and infinity in them are left to the engine, which finds them in the loss or the
+        gradient of that very step and applies nothing.
+        """
+        kind = self._need_loss().targets
+        features, outputs, dtype = self._features, self._outputs, self._dtype
+        if not fits_rows(x, features, dtype):
+            x = as_rows(x, "x", dtype, features)
+        n = len(x)
+        if not fits_targets(y, kind, n, outputs, dtype):
+            y = as_targets(y, kind, n, outputs, dtype)
+        if sample_weight is None:
+            return x, y, None
+        return x, y, as_weights(sample_weight, n, dtype)
+
+    def _diverged(self, status: Status, x: Array | None, rate: float, epoch: int) -> NoReturn:
+        raise diverged(
+            self.spec,
+            self._store.pull(),
+            status,
+            x,
+            epoch=epoch,
+            step=self.step_count,
+            learning_rate=rate,
+        )
+
+
+def mean_loss(loss: Loss, out: Array, y: Array, weight: Array | None) -> float:
+    """Return the mean over rows of weight * loss, in float64; weights have mean 1."""
+    y64 = y if y.dtype == _INT64 else y.astype(np.float64)
+    rows = loss.rows(out.astype(np.float64), y64)
+    return float(np.mean(rows if weight is None else rows * weight))

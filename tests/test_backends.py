@@ -1,0 +1,110 @@
+"""The registry of backends: what exists, why not, and who chose."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from fastneuron import backends
+from fastneuron.errors import BackendUnavailable, UnknownNameError
+from fastneuron.kernels.contract import SLOTS, Engine
+from fastneuron.losses import LOSSES
+from fastneuron.optimizers import SGD
+from fastneuron.spec import Dense, NetworkSpec
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTNEURON_BACKEND", raising=False)
+
+
+def test_all_backends_are_listed_with_reasons() -> None:
+    found = backends.available()
+    assert set(found) == {"numpy", "numba", "cython", "cuda"}
+    assert isinstance(found["numpy"], backends.Backend)
+    assert isinstance(found["cuda"], BackendUnavailable)
+    assert "not part of this version" in str(found["cuda"])
+
+
+def test_every_backend_has_every_slot_and_says_whose(backend: backends.Backend) -> None:
+    assert set(backend.slots) == set(SLOTS) == set(backend.origin)
+    assert set(backend.origin.values()) <= {backend.name, "numpy"}
+    assert all(callable(slot) for slot in backend.slots.values())
+
+
+def test_every_backend_makes_an_engine(backend: backends.Backend) -> None:
+    spec = NetworkSpec.chain([Dense(2, 1)])
+    engine = backend.engine(spec, LOSSES["mse"], SGD(), batch_size=4)
+    assert isinstance(engine, Engine)
+
+
+def test_an_unknown_name_lists_what_exists_and_what_is_missing() -> None:
+    with pytest.raises(UnknownNameError, match=r"'torch'.*available: auto, numpy.*cuda: "):
+        backends.get("torch")
+    with pytest.raises(UnknownNameError), backends.use("torch"):
+        pass
+
+
+def test_an_unavailable_backend_says_why_and_nothing_falls_back() -> None:
+    with pytest.raises(BackendUnavailable, match=r"'cuda': .*not part.*available: auto, numpy"):
+        backends.get("cuda")
+
+
+def test_a_backend_that_does_not_start_is_passed_over_by_auto_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(name: str) -> object:
+        raise SystemError(f"no {name} today")
+
+    for name in ("numba", "cython"):
+        monkeypatch.delitem(backends._loaded, name, raising=False)
+        monkeypatch.delitem(backends._failed, name, raising=False)
+    backends.get("numpy")
+    monkeypatch.setattr(backends, "import_module", broken)
+    try:
+        chosen = backends.get("auto")
+        assert chosen.name == "numpy"
+        assert "no fastneuron.kernels.numba_cpu today" in chosen.reason
+        with pytest.raises(BackendUnavailable, match=r"SystemError: no fastneuron\.kernels"):
+            backends.get("numba")
+    finally:
+        backends._failed.clear()
+
+
+def test_numba_that_is_not_installed_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(backends._loaded, "numba", raising=False)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    try:
+        with pytest.raises(BackendUnavailable, match="numba is not installed"):
+            backends.get("numba")
+        assert backends.get("auto").name != "numba"
+    finally:
+        backends._failed.clear()
+
+
+def test_use_and_the_environment_decide_what_auto_means(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert backends.current() == "auto"
+    monkeypatch.setenv("FASTNEURON_BACKEND", "numpy")
+    assert "FASTNEURON_BACKEND=numpy" in backends.get().reason
+    monkeypatch.setenv("FASTNEURON_BACKEND", "nonsense")
+    with pytest.raises(UnknownNameError, match="nonsense"):
+        backends.get()
+    with backends.use("numpy") as chosen:
+        assert chosen.name == backends.get().name == backends.current() == "numpy"
+        assert "use('numpy')" in backends.get().reason
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(backends.current()))
+        thread.start()
+        thread.join()
+        assert seen == ["nonsense"]
+    assert backends.current() == "nonsense"
+    assert backends.get("numpy").name == "numpy"
+
+
+def test_use_ends_with_its_block_even_after_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), backends.use("numpy"):
+        1 / 0  # noqa: B018
+    assert backends.current() == "auto"

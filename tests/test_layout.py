@@ -1,0 +1,108 @@
+"""The blocked layout: packing round trips, disjoint regions, and thread choice."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fastneuron.kernels import layout as at
+from fastneuron.kernels.cost import WORK_TO_WAKE, choose_threads
+from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
+from fastneuron.spec import Dense, NetworkSpec
+
+LANES = 8
+
+
+def network(*sizes: int, activation: str = "relu") -> NetworkSpec:
+    layers = [
+        Dense(a, b, activation=activation, bias=i % 2 == 0)
+        for i, (a, b) in enumerate(pairwise(sizes))
+    ]
+    return NetworkSpec.chain(layers)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8])
+@pytest.mark.parametrize("columns", range(1, 2 * LANES + 2))
+def test_panels_hold_every_element_once_and_zeros_beside(rows: int, columns: int) -> None:
+    want = np.arange(1, rows * columns + 1, dtype=np.float32).reshape(rows, columns)
+    blocked = to_panels(want, LANES)
+    assert blocked.shape == (-(-columns // LANES), rows, LANES)
+    assert np.count_nonzero(blocked) == want.size
+    got = from_panels(blocked, columns)
+    np.testing.assert_array_equal(got, want)
+    assert got.flags.c_contiguous
+    assert not np.shares_memory(got, blocked)
+
+
+def test_parameters_round_trip() -> None:
+    spec = network(5, 8, 17, 3)
+    layout = Layout.build(spec, LANES, 4, 2)
+    rng = np.random.default_rng(0)
+    want = [
+        (
+            rng.standard_normal((layer.in_features, layer.out_features), np.float32),
+            rng.standard_normal(layer.out_features, np.float32) if layer.bias else None,
+        )
+        for layer in spec.layers
+    ]
+    region = np.full(layout.n_parameters, np.nan, np.float32)
+    layout.pack(want, region)
+    assert np.isfinite(region).all()  # what fills a last panel up is zero, not what lay there
+    for (weight, bias), (got_weight, got_bias) in zip(want, layout.unpack(region), strict=True):
+        np.testing.assert_array_equal(got_weight, weight)
+        assert (bias is None) == (got_bias is None)
+        if bias is not None:
+            np.testing.assert_array_equal(got_bias, bias)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("sizes", [(1, 1), (8, 8, 8), (3, 17, 1, 40)])
+def test_regions_are_disjoint(sizes: tuple[int, ...], activation: str) -> None:
+    spec = network(*sizes, activation=activation)
+    layout = Layout.build(spec, LANES, 5, 3)
+    head, capacity = layout.head, layout.capacity
+
+    def padded(columns: int) -> int:
+        return -(-columns // LANES) * LANES
+
+    regions = [
+        (head[at.ZEROS], LANES),
+        (head[at.PARAMETERS], layout.n_parameters),
+        (head[at.MOMENT_1], layout.n_parameters),
+        (head[at.MOMENT_2], layout.n_parameters),
+        (head[at.GRADIENT], layout.n_parameters),
+        (head[at.TILE_SQUARES], head[at.N_TILES]),
+        (head[at.ROW_LOSS], capacity),
+        (layout.layers[0, at.IN_ROWS], padded(sizes[0]) * capacity),
+        (layout.layers[0, at.IN_DELTA], padded(sizes[0]) * capacity),
+    ]
+    widest = max(map(padded, sizes)) * int(head[at.INFER_ROWS])
+    regions += [(layout.layers[0, column], widest) for column in (at.INFER_IN, at.INFER_OUT)]
+    for row in layout.layers:
+        regions.append((row[at.TRANSPOSED], padded(row[at.INPUTS]) * row[at.OUTPUTS]))
+        places = {int(row[column]) for column in (at.OUT_ROWS, at.PRE_ROWS, at.OUT_DELTA)}
+        regions += [(place, padded(row[at.OUTPUTS]) * capacity) for place in places]
+    regions.sort()
+    for (start, size), (following, _size) in pairwise(regions):
+        assert start + size <= following
+    assert regions[-1][0] + regions[-1][1] <= layout.size
+    saves_z = activation == "gelu"
+    assert ((layout.layers[:, at.PRE_ROWS] != layout.layers[:, at.OUT_ROWS]) == saves_z).all()
+
+
+def test_arena_is_aligned() -> None:
+    for elements in (1, 1000):
+        arena = aligned(elements, "float32")
+        assert arena.shape == (elements,)
+        assert arena.ctypes.data % 4096 == 0
+
+
+def test_threads_follow_shapes_and_wishes() -> None:
+    assert choose_threads(10, 1, 8, requested=3).threads == 3
+    assert choose_threads(10**9, 10, 1, None).threads == 1
+    assert choose_threads(100, 1000, 8, None).threads == 1  # too short a call
+    assert choose_threads(100, WORK_TO_WAKE, 8, None).threads == 1  # too small a step
+    assert choose_threads(10**9, 10, 8, None).threads == 8
+    assert "as requested" in choose_threads(10, 1, 8, requested=3).why

@@ -1,0 +1,307 @@
+"""What stands below the Numba engine: tile, transposition, exponentials, barrier, cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="numba is not installed")
+
+from fastneuron.kernels import stages
+from fastneuron.kernels.numba_cpu import cache, scalar, sync, views
+from fastneuron.kernels.numba_cpu.jit import inner, kernel, read_only
+from fastneuron.kernels.numba_cpu.rows import product
+from fastneuron.kernels.numba_cpu.tile import TALL, lane_count
+from fastneuron.kernels.numba_cpu.tiles import weight_gradient
+from fastneuron.kernels.numba_cpu.transpose import transpose
+from fastneuron.threads import run_team
+
+DTYPES = ["float32", "float64"]
+
+
+@kernel
+def call_product(arena, out, start, a, stride, b, depth, n_rows):  # type: ignore[no-untyped-def]
+    product(arena, out, start, a, stride, b, depth, n_rows)
+
+
+@kernel
+def call_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):  # type: ignore[no-untyped-def]
+    weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out)
+
+
+@kernel
+def call_transpose(arena, source, target, n_rows, n_columns):  # type: ignore[no-untyped-def]
+    transpose(arena, source, target, n_rows, n_columns)
+
+
+@kernel
+def call_exp(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = scalar.exp(x[i])
+
+
+@kernel
+def call_expm1(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = scalar.expm1(x[i])
+
+
+@kernel
+def count_together(words, counts, tid, n_threads, rounds):  # type: ignore[no-untyped-def]
+    """Each round every thread adds 1 behind a barrier; a thread that ran ahead would be seen."""
+    for r in range(rounds):
+        sync.fetch_add(counts, 0, 1)
+        if not sync.barrier(words, n_threads):
+            return
+        if sync.load_word(counts, 0) != (r + 1) * n_threads:
+            sync.fetch_add(counts, 8, 1)
+        if not sync.barrier(words, n_threads):
+            return
+
+
+@kernel
+def draw_all(words, drawn, tid, n_threads):  # type: ignore[no-untyped-def]
+    while True:
+        ticket = sync.draw(words, n_threads)
+        if ticket >= drawn.shape[0]:
+            return
+        drawn[ticket] += tid + 1
+
+
+class Arena:
+    """A vector that hands out runs and is poisoned where nothing was put."""
+
+    def __init__(self, dtype: str) -> None:
+        self.values = np.full(1 << 16, np.nan, dtype)
+        self.used = 3  # no run starts on a vector's boundary: only the element's may be claimed
+
+    def put(self, array: Any) -> int:
+        array = np.asarray(array, self.values.dtype).ravel()
+        start = self.space(array.size)
+        self.values[start : start + array.size] = array
+        return start
+
+    def space(self, size: int) -> int:
+        start = self.used
+        self.used += size + 5
+        return start
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n_rows", range(1, 2 * TALL + 2))
+def test_product_is_exact_on_integers(dtype: str, n_rows: int) -> None:
+    lanes = lane_count(dtype)
+    rng = np.random.default_rng(n_rows)
+    for depth in (0, 1, lanes - 1, lanes, lanes + 1, 2 * lanes + 3):
+        count, capacity = -(-depth // lanes), n_rows + 2
+        x = rng.integers(-9, 10, (n_rows, depth))
+        w, start = rng.integers(-9, 10, (depth, lanes)), rng.integers(-9, 10, lanes)
+        blocked = np.full((count, capacity, lanes), np.nan)  # spare rows and lanes are poison
+        for p in range(count):
+            part = x[:, p * lanes : (p + 1) * lanes]
+            blocked[p, :n_rows, : part.shape[1]] = part
+        arena = Arena(dtype)
+        a, b, s = arena.put(blocked), arena.put(w), arena.put(start)
+        out = arena.space(n_rows * lanes)
+        before = arena.values.copy()
+        call_product(arena.values, out, s, a, capacity * lanes, b, depth, n_rows)
+        got = arena.values[out : out + n_rows * lanes].reshape(n_rows, lanes)
+        np.testing.assert_array_equal(got, x @ w + start)
+        before[out : out + n_rows * lanes] = arena.values[out : out + n_rows * lanes]
+        np.testing.assert_array_equal(arena.values, before)  # nothing beside the tile was written
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_weight_and_bias_gradient_are_exact_on_integers(dtype: str, bias: bool) -> None:
+    lanes = lane_count(dtype)
+    rng = np.random.default_rng(1)
+    for n_rows in range(1, lanes + 1):
+        for batch in (0, 1, 2, 13):
+            x, d = rng.integers(-9, 10, (batch, lanes)), rng.integers(-9, 10, (batch, lanes))
+            arena = Arena(dtype)
+            a, b, zeros = arena.put(x), arena.put(d), arena.put(np.zeros(lanes))
+            out, bias_out = arena.space(n_rows * lanes), arena.space(lanes)
+            call_gradient(arena.values, out, zeros, a, b, batch, n_rows, bias_out if bias else -1)
+            got = arena.values[out : out + n_rows * lanes].reshape(n_rows, lanes)
+            np.testing.assert_array_equal(got, x[:, :n_rows].T @ d)
+            got = arena.values[bias_out : bias_out + lanes]
+            want = d.sum(axis=0) if bias else np.full(lanes, np.nan)
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_row_has_the_same_bits_in_any_tile() -> None:
+    lanes, depth, most = lane_count("float32"), 57, 2 * TALL + 1
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((most, 2 * lanes)).astype(np.float32)
+    blocked = np.stack([x[:, :lanes], x[:, lanes:]])
+    arena = Arena("float32")
+    a, b = arena.put(blocked), arena.put(rng.standard_normal((depth, lanes)))
+    start, out = arena.put(rng.standard_normal(lanes)), arena.space(most * lanes)
+    call_product(arena.values, out, start, a, most * lanes, b, min(depth, 2 * lanes), most)
+    want = arena.values[out : out + most * lanes].copy()
+    for n_rows in range(1, most):
+        call_product(arena.values, out, start, a, most * lanes, b, min(depth, 2 * lanes), n_rows)
+        got = arena.values[out : out + n_rows * lanes]
+        assert got.tobytes() == want[: n_rows * lanes].tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_transpose_of_every_size(dtype: str) -> None:
+    lanes = lane_count(dtype)
+    for n_rows in range(1, lanes + 1):
+        for n_columns in range(1, lanes + 1):
+            arena = Arena(dtype)
+            block = np.arange(lanes * lanes).reshape(lanes, lanes)
+            source, target = arena.put(block), arena.space(lanes * lanes)
+            call_transpose(arena.values, source, target, n_rows, n_columns)
+            got = arena.values[target : target + lanes * lanes].reshape(lanes, lanes)
+            np.testing.assert_array_equal(got[:n_columns, :n_rows], block[:n_rows, :n_columns].T)
+            assert np.isnan(got[n_columns:]).all()
+            assert np.isnan(got[:, n_rows:]).all()
+
+
+def ulps(got: Any, want: Any) -> Any:
+    rounded = want.astype(got.dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.abs(got - want) / np.spacing(np.abs(rounded))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"), [("float32", -104, 88.7), ("float64", -745, 709)]
+)
+def test_exponentials_keep_their_published_accuracy(dtype: str, low: float, high: float) -> None:
+    x = np.linspace(low, high, 400_001).astype(dtype)
+    got = np.empty_like(x)
+    call_exp(x, got)
+    assert ulps(got, np.exp(x.astype(np.longdouble))).max() <= 1.5
+    near = np.linspace(-3, 3, 200_001).astype(dtype)
+    tiny = (np.logspace(-30, 0, 10_001) * -1).astype(dtype)
+    x = np.concatenate([x[x < 40], near, tiny, -tiny])
+    got = np.empty_like(x)
+    call_expm1(x, got)
+    want = np.expm1(x.astype(np.longdouble))
+    assert ulps(got, want)[want != 0].max() <= 2
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exponentials_of_special_values(dtype: str) -> None:
+    x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4], dtype)
+    got = np.empty_like(x)
+    call_exp(x, got)
+    np.testing.assert_array_equal(got, [np.nan, np.inf, 0, 1, 1, np.inf, 0])
+    call_expm1(x[[0, 2, 3]], got[:3])
+    np.testing.assert_array_equal(got[:3], [np.nan, -1, 0])
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+def test_nobody_passes_the_barrier_early(n_threads: int) -> None:
+    words, counts = np.zeros(stages.WORDS, np.int64), np.zeros(16, np.int64)
+    rounds = 300
+    run_team(
+        n_threads,
+        lambda tid: count_together(words, counts, tid, n_threads, rounds),
+        lambda: None,
+    )
+    assert counts[0] == rounds * n_threads
+    assert counts[8] == 0
+
+
+def test_an_aborted_barrier_lets_go() -> None:
+    words, counts = np.zeros(stages.WORDS, np.int64), np.zeros(16, np.int64)
+    words[stages.ABORTED] = 1
+    count_together(words, counts, 0, 2, 1)  # alone, where two are expected
+    assert counts[0] == 1
+
+
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_every_ticket_goes_to_one_thread(n_threads: int) -> None:
+    words, drawn = np.zeros(stages.WORDS, np.int64), np.zeros(5000, np.int64)
+    run_team(n_threads, lambda tid: draw_all(words, drawn, tid, n_threads), lambda: None)
+    assert ((drawn >= 1) & (drawn <= n_threads)).all()
+
+
+def test_read_only_data_compiles_nothing_new() -> None:
+    frozen = np.arange(3.0)
+    frozen.flags.writeable = False
+    assert read_only(frozen) is frozen
+    given = np.arange(3.0)
+    assert not read_only(given).flags.writeable
+    assert given.flags.writeable
+
+
+@inner
+def sum_run(vector, start, size):  # type: ignore[no-untyped-def]
+    total = 0.0
+    part = views.run(vector, start, size)
+    for i in range(part.shape[0]):
+        total += part[i]
+    return total
+
+
+@kernel
+def sum_of_views(matrix, index, start, size):  # type: ignore[no-untyped-def]
+    return sum_run(views.row(matrix, index), start, size)
+
+
+def test_views_are_slices() -> None:
+    matrix = np.arange(30.0).reshape(5, 6)
+    assert sum_of_views(matrix, 2, 1, 3) == matrix[2, 1:4].sum()
+    assert sum_of_views(matrix, 4, 5, 0) == 0.0
+
+
+SMALL_KERNEL = """
+import numpy as np
+from fastneuron.kernels.numba_cpu import SLOTS
+z = np.array([[1.0, -2.0]])
+assert SLOTS["bias_act_forward"](z, None, "relu").tolist() == [[1.0, 0.0]]
+from fastneuron.kernels.numba_cpu.slot_kernels import bias_act
+print(sum(bias_act.stats.cache_hits.values()), sum(bias_act.stats.cache_misses.values()))
+"""
+
+
+def run_small_kernel(folder: Path) -> tuple[int, int, str]:
+    """Return cache hits, cache misses, and standard error of a new process."""
+    environment = {**os.environ, "FASTNEURON_CACHE_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_KERNEL], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    hits, misses = map(int, done.stdout.split())
+    return hits, misses, done.stderr
+
+
+def test_the_cache_is_hit_and_survives_damage(tmp_path: Path) -> None:
+    assert run_small_kernel(tmp_path)[:2] == (0, 1)
+    assert run_small_kernel(tmp_path) == (1, 0, "")
+    files = list(tmp_path.rglob("*.nbc")) + list(tmp_path.rglob("*.nbi"))
+    assert files
+    for damaged in files:
+        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    assert run_small_kernel(tmp_path) == (0, 1, "")
+    assert run_small_kernel(tmp_path)[:2] == (1, 0)
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("not a folder")
+    _hits, _misses, stderr = run_small_kernel(blocker)
+    assert stderr.count("FASTNEURON_CACHE_DIR") == 1
+    assert "Traceback" not in stderr
+
+
+def test_the_digest_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FASTNEURON_CACHE_DIR", str(tmp_path))
+    cache._folder.cache_clear()
+    try:
+        folder = cache._folder()
+    finally:
+        cache._folder.cache_clear()
+    assert folder.parent == tmp_path
+    assert cache.kernel_digest() in folder.name
