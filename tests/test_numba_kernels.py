@@ -53,6 +53,12 @@ def call_expm1(x, y):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def call_log1p(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = scalar.log1p_unit(x[i])
+
+
+@kernel
 def count_together(words, counts, tid, n_threads, rounds):  # type: ignore[no-untyped-def]
     """Each round every thread adds 1 behind a barrier; a thread that ran ahead would be seen."""
     for r in range(rounds):
@@ -188,6 +194,11 @@ def test_exponentials_keep_their_published_accuracy(dtype: str, low: float, high
     call_expm1(x, got)
     want = np.expm1(x.astype(np.longdouble))
     assert ulps(got, want)[want != 0].max() <= 2
+    x = np.concatenate([np.linspace(0, 1, 200_001), np.logspace(-30, 0, 10_001)]).astype(dtype)
+    got = np.empty_like(x)
+    call_log1p(x, got)
+    want = np.log1p(x.astype(np.longdouble))
+    assert ulps(got, want)[want != 0].max() <= 3
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from fastneuron.kernels import layout as at
 from fastneuron.kernels import stages
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Status
-from fastneuron.kernels.cost import choose_threads
+from fastneuron.kernels.cost import Pace, choose_threads
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
 from fastneuron.losses import Loss
 from fastneuron.optimizers import N_SCALARS, Optimizer
@@ -47,8 +48,11 @@ class BlockedEngine(Engine):
         self._max_threads = n_threads or usable_cores()
         self._words = np.zeros(stages.WORDS, np.int64)
         self._turn = threading.Lock()
+        self._train_pace, self._infer_pace = Pace(), Pace()
+        self._warm = False  # the first call may compile: its time says nothing
         self._kept = 0  # rows whose activations `update` can use
         self._row_work = spec.multiply_adds
+        self._infer_work = spec.n_parameters
         self._no_targets = self._input(np.empty((0, 0), self._dtype))
         self._no_weight = self._input(np.empty(0, self._dtype))
         self._no_labels = self._input(np.empty(0, np.int64))
@@ -124,23 +128,34 @@ class BlockedEngine(Engine):
 
     # Work.
 
-    def _threads(self, rows: int, steps: int, work_per_row: int) -> int:
-        choice = choose_threads(work_per_row * rows, steps, self._max_threads, self.n_threads)
-        return choice.threads
+    def _call(
+        self, worker: Any, arguments: tuple[Any, ...], pace: Pace, step_work: int, steps: int
+    ) -> Outcome:
+        """Run a worker on as many threads as pay, and read off how it went.
 
-    def _call(self, threads: int, worker: Any, arguments: tuple[Any, ...]) -> Outcome:
-        """Run a worker on `threads` threads and read off how it went. The caller holds the turn."""
+        The caller holds the turn; the call is worth `steps` times `step_work` multiply-adds.
+        """
+        planned = choose_threads(step_work, steps, self._max_threads, self.n_threads).threads
         words = self._words
-        words[:] = 0
+        words.fill(0)
+        if planned == 1:
+            worker(*arguments, words, 0, 1)
+        else:
+            threads = planned if self.n_threads else pace.pick(planned)
 
-        def work(tid: int) -> None:
-            worker(*arguments, words, tid, threads)
+            def work(tid: int) -> None:
+                worker(*arguments, words, tid, threads)
 
-        def abort() -> None:
-            words[stages.ABORTED] = 1
+            def abort() -> None:
+                words[stages.ABORTED] = 1
 
-        run_team(threads, work, abort)
-        return Outcome(Status(int(words[stages.STATUS])), int(words[stages.STEPS]))
+            start = time.perf_counter()
+            run_team(threads, work, abort)
+            if self._warm:
+                pace.record(planned, threads, step_work * steps, time.perf_counter() - start)
+            self._warm = True
+        status, whole = words.item(stages.STATUS), words.item(stages.STEPS)
+        return Outcome(Status(status) if status else Status.OK, whole)
 
     def _train_call(
         self,
@@ -156,7 +171,6 @@ class BlockedEngine(Engine):
     ) -> Outcome:
         labels, targets = (y, self._no_targets) if y.ndim == 1 else (self._no_labels, y)
         given = self._input
-        threads = self._threads(rows, len(bounds) - 1, self._row_work)
         arguments = (
             stage,
             self._arena,
@@ -172,7 +186,8 @@ class BlockedEngine(Engine):
             losses,
             self._scratch,
         )
-        return self._call(threads, self._train, arguments)
+        work, steps = self._row_work * rows, len(bounds) - 1
+        return self._call(self._train, arguments, self._train_pace, work, steps)
 
     def run(
         self,
@@ -184,7 +199,7 @@ class BlockedEngine(Engine):
         scalars: NDArray[np.float64],
         losses: NDArray[np.float64],
     ) -> Outcome:
-        rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[-1] - bounds[0])
+        rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[1] - bounds[0])
         stage = stages.FORWARD | stages.LOSS | stages.BACKWARD | stages.UPDATE
         with self._turn:
             self._grow(rows)
@@ -203,11 +218,9 @@ class BlockedEngine(Engine):
 
     def forward(self, x: Array) -> Array:
         out = np.empty((len(x), self.spec.out_features), self._dtype)
-        work = sum(int(layer.n_parameters) for layer in self.spec.layers)
         with self._turn:
-            threads = min(self._threads(len(x), 1, work), max(1, -(-len(x) // at.INFER_BLOCK)))
             arguments = (self._arena, self._layout.head, self._layout.layers, self._input(x), out)
-            self._call(threads, self._infer, arguments)
+            self._call(self._infer, arguments, self._infer_pace, self._infer_work * len(x), 1)
         return out
 
     def forward_keep(self, x: Array) -> Array:
@@ -256,6 +269,7 @@ class BlockedEngine(Engine):
             "backend": self.backend,
             "threads": choice.threads,
             "why": choice.why,
+            "measured_ns_per_multiply_add": self._train_pace.explain(),
             "multiply_adds_per_step": work,
             "phases": [
                 "A rows: gather, forward, loss, deltas",

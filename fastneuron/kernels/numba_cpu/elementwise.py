@@ -12,7 +12,7 @@ import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.scalar import exp, expm1
+from fastneuron.kernels.numba_cpu.scalar import exp, expm1, log1p_unit
 
 IDENTITY = ACTIVATIONS["identity"].code
 RELU = ACTIVATIONS["relu"].code
@@ -87,7 +87,7 @@ def activate(code, v):
             v[i] = z * sigmoid(z, one)
     elif code == SOFTPLUS:
         for i in range(n):
-            v[i] = (zero if v[i] < zero else v[i]) + math.log1p(exp(-abs(v[i])))
+            v[i] = (zero if v[i] < zero else v[i]) + log1p_unit(exp(-abs(v[i])))
     elif code == SIGMOID:
         for i in range(n):
             v[i] = sigmoid(v[i], one)

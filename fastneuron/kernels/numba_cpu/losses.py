@@ -6,11 +6,9 @@ ascending order.
 
 from __future__ import annotations
 
-import math
-
 from fastneuron.kernels.numba_cpu.elementwise import sigmoid
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.scalar import exp
+from fastneuron.kernels.numba_cpu.scalar import exp, log1p_unit
 from fastneuron.losses import LOSSES
 
 MSE = LOSSES["mse"].code
@@ -49,7 +47,7 @@ def values_run(code, o, y, d, scale):
         for j in range(n):
             d[j] = scale * (sigmoid(o[j], one) - y[j])
             above = zero if o[j] < zero else o[j]
-            total += above - o[j] * y[j] + math.log1p(exp(-abs(o[j])))
+            total += above - o[j] * y[j] + log1p_unit(exp(-abs(o[j])))
     else:  # POISSON
         for j in range(n):
             e = exp(o[j])

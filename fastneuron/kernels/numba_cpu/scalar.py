@@ -116,6 +116,34 @@ def _expm1_64(x):
     return power * q + (power - 1.0)
 
 
+# 1 / (2k + 1): the terms s^(2k) / (2k + 1), s <= 1/3, fall below a tenth of an ulp after k = 8 in
+# float32 and k = 17 in float64.
+_O1, _O2, _O3, _O4, _O5, _O6, _O7, _O8 = (F(1.0 / (2 * k + 1)) for k in range(1, 9))
+(_P1, _P2, _P3, _P4, _P5, _P6, _P7, _P8, _P9, _P10, _P11, _P12, _P13, _P14, _P15, _P16, _P17) = (
+    1.0 / (2 * k + 1) for k in range(1, 18)
+)
+
+
+@inner
+def _log1p_unit32(x):
+    s = x / (x + F(2.0))
+    q = s * s
+    tail = _O4 + q * (_O5 + q * (_O6 + q * (_O7 + q * _O8)))
+    tail = q * (_O1 + q * (_O2 + q * (_O3 + q * tail)))
+    return F(2.0) * (s + s * tail)
+
+
+@inner
+def _log1p_unit64(x):
+    s = x / (x + 2.0)
+    q = s * s
+    tail = _P13 + q * (_P14 + q * (_P15 + q * (_P16 + q * _P17)))
+    tail = _P8 + q * (_P9 + q * (_P10 + q * (_P11 + q * (_P12 + q * tail))))
+    tail = _P4 + q * (_P5 + q * (_P6 + q * (_P7 + q * tail)))
+    tail = q * (_P1 + q * (_P2 + q * (_P3 + q * tail)))
+    return 2.0 * (s + s * tail)
+
+
 def exp(x):
     """Return e^x; error below 1.5 ulp, NaN and infinities as IEEE has them."""
     return math.exp(x)
@@ -124,6 +152,11 @@ def exp(x):
 def expm1(x):
     """Return e^x - 1 for x <= 80; error below 2 ulp."""
     return math.expm1(x)
+
+
+def log1p_unit(x):
+    """Return log(1 + x) for 0 <= x <= 1, as 2 artanh(x / (x + 2)); error below 3 ulp."""
+    return math.log1p(x)
 
 
 @overload(exp, jit_options={"nogil": True, "error_model": "numpy"})
@@ -138,3 +171,10 @@ def _expm1(x):
     if x == types.float32:
         return lambda x: _expm1_32(x)
     return lambda x: _expm1_64(x)
+
+
+@overload(log1p_unit, jit_options={"nogil": True, "error_model": "numpy"})
+def _log1p_unit(x):
+    if x == types.float32:
+        return lambda x: _log1p_unit32(x)
+    return lambda x: _log1p_unit64(x)
