@@ -62,7 +62,8 @@ def save(path: str | os.PathLike[str], model: ModelFile) -> None:
     Raises
     ------
     ModelFileError
-        Where a parameter is not finite, or the description is too long to be read back.
+        Where a parameter is not finite, the description is too long to be read back, or `path` is
+        a folder or a device.
     OSError
         Where the file cannot be written.
     """
@@ -118,6 +119,8 @@ def load(path: str | os.PathLike[str]) -> ModelFile:
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Replace the file at `path` by `content` in one step, its permissions kept."""
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise ModelFileError(f"{os.fspath(path)}: is no regular file, and is not replaced by one")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:

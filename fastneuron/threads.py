@@ -49,7 +49,7 @@ def requested_threads(n_threads: int | None) -> int | None:
 def _current_core() -> Callable[[], int] | None:
     """Return the C library's sched_getcpu where there is one."""
     try:
-        return ctypes.CDLL(None).sched_getcpu  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).sched_getcpu
     except (AttributeError, OSError, TypeError):
         return None
 

@@ -233,3 +233,12 @@ def test_an_absurd_description_allocates_nothing(tmp_path: Path, net: fn.Sequent
         "layers.0.bias": np.ones(4, np.float32),
     }
     refused(tmp_path / "t", to_bytes(small, metadata), "has shape")
+
+
+def test_a_folder_or_a_device_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(fn.ModelFileError, match="no regular file"):
+        files.write_atomically(tmp_path, b"content")
+    assert tmp_path.is_dir()
+    with pytest.raises(fn.ModelFileError, match="no regular file"):
+        files.write_atomically(os.devnull, b"content")
+    assert not Path(os.devnull).is_file()
