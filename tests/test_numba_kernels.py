@@ -15,7 +15,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from fastneuron.kernels import stages
 from fastneuron.kernels.numba_cpu import cache, scalar, sync, views
-from fastneuron.kernels.numba_cpu.jit import inner, kernel, read_only
+from fastneuron.kernels.numba_cpu.jit import inner, kernel, uniform
 from fastneuron.kernels.numba_cpu.rows import product
 from fastneuron.kernels.numba_cpu.tile import TALL, lane_count
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
@@ -239,12 +239,16 @@ def test_every_ticket_goes_to_one_thread(n_threads: int) -> None:
 
 
 def test_read_only_data_compiles_nothing_new() -> None:
-    frozen = np.arange(3.0)
+    given = np.arange(6.0).reshape(2, 3)
+    assert uniform(given) is given
+    frozen = given.copy()
     frozen.flags.writeable = False
-    assert read_only(frozen) is frozen
-    given = np.arange(3.0)
-    assert not read_only(given).flags.writeable
-    assert given.flags.writeable
+    alias = uniform(frozen)
+    assert alias.flags.writeable
+    assert alias.ctypes.data == frozen.ctypes.data
+    assert not frozen.flags.writeable
+    del frozen
+    np.testing.assert_array_equal(alias, given)  # the memory lives as long as the alias
 
 
 @inner

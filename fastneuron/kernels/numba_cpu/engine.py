@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from fastneuron.kernels.blocked import BlockedEngine
 from fastneuron.kernels.contract import Array
-from fastneuron.kernels.numba_cpu.jit import read_only
+from fastneuron.kernels.numba_cpu.jit import uniform
 from fastneuron.kernels.numba_cpu.tile import lane_count
 from fastneuron.kernels.numba_cpu.worker import infer, train
 
@@ -20,7 +20,7 @@ class NumbaEngine(BlockedEngine):
         return lane_count(self.spec.dtype)
 
     def _input(self, array: Array) -> Array:
-        return read_only(array)
+        return uniform(array)
 
     def _train(self, *arguments: Any) -> None:
         train(*arguments)

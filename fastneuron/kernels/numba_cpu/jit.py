@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
@@ -28,16 +29,24 @@ def kernel(function: Callable[..., Any]) -> Any:
     return enable_cache(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function))
 
 
-def read_only(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a view that cannot be written.
+class _Address:
+    """Memory of a read-only array, offered as if it could be written."""
 
-    Numba compiles anew for an array of other flags, so a user's read-only data would cost seconds.
-    Kernels take every input read-only, whatever it was.
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._owner = array  # kept alive by the array that NumPy makes of this
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def uniform(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array that kernels only read in the one form that they are compiled for.
+
+    Numba compiles anew for an array of other flags, so a user's read-only data would cost seconds;
+    and it takes a microsecond to look up the type of each read-only array. So kernels take writable
+    arrays, and a read-only one goes in under another name: none of them writes its inputs.
     """
-    if array.flags.writeable:
-        array = array.view()
-        array.flags.writeable = False
-    return array
+    return array if array.flags.writeable else np.asarray(_Address(array))
 
 
 def glue(function: Callable[..., Any]) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Array
 from fastneuron.kernels.layout import aligned, panels
-from fastneuron.kernels.numba_cpu.jit import read_only
+from fastneuron.kernels.numba_cpu.jit import uniform
 from fastneuron.kernels.numba_cpu.losses import (
     BINARY_CROSS_ENTROPY,
     CROSS_ENTROPY,
@@ -44,7 +44,7 @@ def _arena(like: Array, *parts: int) -> Array:
 
 
 def _vector(b: Array | None, like: Array) -> Array:
-    return read_only(np.empty(0, like.dtype) if b is None else b)
+    return uniform(np.empty(0, like.dtype) if b is None else b)
 
 
 def dense_forward(
@@ -56,7 +56,7 @@ def dense_forward(
     lanes = lane_count(x.dtype)
     scratch = _arena(x, panels(inputs, lanes) * n_rows, inputs, n_rows, 1)
     forward_product(
-        read_only(x), read_only(w), _vector(b, x), ACTIVATIONS[activation].code, out, scratch
+        uniform(x), uniform(w), _vector(b, x), ACTIVATIONS[activation].code, out, scratch
     )
     return out
 
@@ -66,7 +66,7 @@ def bias_act_forward(
 ) -> Array:
     """Row by row: the row is still in the first-level cache when f comes over it."""
     out = np.empty_like(z) if out is None else out
-    bias_act(read_only(z), _vector(b, z), ACTIVATIONS[activation].code, out)
+    bias_act(uniform(z), _vector(b, z), ACTIVATIONS[activation].code, out)
     return out
 
 
@@ -76,7 +76,7 @@ def act_bias_backward(
     """Row by row, db summing rows in ascending order."""
     out = np.empty_like(da) if out is None else out
     db = np.zeros(da.shape[1] if bias else 0, da.dtype)
-    gate_reduce(read_only(da), read_only(saved), ACTIVATIONS[activation].code, out, db)
+    gate_reduce(uniform(da), uniform(saved), ACTIVATIONS[activation].code, out, db)
     return out, db if bias else None
 
 
@@ -97,7 +97,7 @@ def dense_backward(
     db = np.empty(outputs if bias else 0, x.dtype)
     over_in, over_out = panels(inputs, lanes) * n_rows, panels(outputs, lanes) * n_rows
     scratch = _arena(x, 2, over_in, over_out, max(outputs + n_rows, lanes))
-    given = [read_only(array) for array in (dy, x, w, saved)]
+    given = [uniform(array) for array in (dy, x, w, saved)]
     backward_products(*given, ACTIVATIONS[activation].code, dx, dw, db, scratch)
     return dx if need_dx else None, dw, db if bias else None
 
@@ -107,7 +107,7 @@ def _loss_slot(name: str, code: int) -> Callable[..., tuple[Array, Array]]:
         n_rows, outputs = out.shape
         rows, dout = np.empty(n_rows, out.dtype), np.empty_like(out)
         labels, targets = (y, out[:0]) if y.ndim == 1 else (_NO_LABELS, y)
-        given = [read_only(array) for array in (out, labels, targets)]
+        given = [uniform(array) for array in (out, labels, targets)]
         scratch = _arena(out, 2 * panels(outputs, lane_count(out.dtype)))
         loss_rows(code, *given, _vector(weight, out), rows, dout, scratch)
         return rows, dout
@@ -122,7 +122,7 @@ def _update_slot(name: str, kind: int) -> Callable[..., None]:
         p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
     ) -> None:
         first, second = (*moments, p, p)[:2]  # a kind without moments never looks at them
-        update_run(kind, p, read_only(g), first, second, read_only(scalars), float(clip_scale))
+        update_run(kind, p, uniform(g), first, second, uniform(scalars), float(clip_scale))
 
     update.__name__ = update.__qualname__ = name
     update.__doc__ = "One loop over the run; every element on its own."
