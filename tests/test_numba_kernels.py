@@ -17,7 +17,7 @@ from fastneuron.kernels import stages
 from fastneuron.kernels.numba_cpu import cache, scalar, sync, views
 from fastneuron.kernels.numba_cpu.jit import inner, kernel, uniform
 from fastneuron.kernels.numba_cpu.rows import product
-from fastneuron.kernels.numba_cpu.tile import TALL, lane_count
+from fastneuron.kernels.numba_cpu.tile import PLAIN, RELU_GATE, RELU_OUTPUT, TALL, lane_count
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.threads import run_team
@@ -26,13 +26,13 @@ DTYPES = ["float32", "float64"]
 
 
 @kernel
-def call_product(arena, out, start, a, stride, b, depth, n_rows):  # type: ignore[no-untyped-def]
-    product(arena, out, start, a, stride, b, depth, n_rows)
+def call_product(arena, out, start, a, stride, b, depth, n_rows, columns, epilogue, saved):  # type: ignore[no-untyped-def]
+    product(arena, out, start, a, stride, b, depth, n_rows, columns, epilogue, saved)
 
 
 @kernel
-def call_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):  # type: ignore[no-untyped-def]
-    weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out)
+def call_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out):  # type: ignore[no-untyped-def]
+    weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out)
 
 
 @kernel
@@ -99,28 +99,47 @@ class Arena:
         return start
 
 
+def filled(matrix: Any, columns: int) -> Any:
+    """Return the matrix with zeros from `columns` on, as last panels are filled up."""
+    matrix = matrix.copy()
+    matrix[..., columns:] = 0
+    return matrix
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_rows", range(1, 2 * TALL + 2))
 def test_product_is_exact_on_integers(dtype: str, n_rows: int) -> None:
     lanes = lane_count(dtype)
     rng = np.random.default_rng(n_rows)
+    columns_of = {0: 1, 1: lanes // 2, lanes: lanes // 2 + 1}  # at both sides of half a panel
     for depth in (0, 1, lanes - 1, lanes, lanes + 1, 2 * lanes + 3):
+        columns = columns_of.get(depth, lanes)
         count, capacity = -(-depth // lanes), n_rows + 2
         x = rng.integers(-9, 10, (n_rows, depth))
-        w, start = rng.integers(-9, 10, (depth, lanes)), rng.integers(-9, 10, lanes)
+        w = filled(rng.integers(-9, 10, (depth, lanes)), columns)
+        start = filled(rng.integers(-9, 10, lanes), columns)
+        saved = rng.integers(-1, 2, (n_rows, lanes))
         blocked = np.full((count, capacity, lanes), np.nan)  # spare rows and lanes are poison
         for p in range(count):
             part = x[:, p * lanes : (p + 1) * lanes]
             blocked[p, :n_rows, : part.shape[1]] = part
         arena = Arena(dtype)
         a, b, s = arena.put(blocked), arena.put(w), arena.put(start)
-        out = arena.space(n_rows * lanes)
-        before = arena.values.copy()
-        call_product(arena.values, out, s, a, capacity * lanes, b, depth, n_rows)
-        got = arena.values[out : out + n_rows * lanes].reshape(n_rows, lanes)
-        np.testing.assert_array_equal(got, x @ w + start)
-        before[out : out + n_rows * lanes] = arena.values[out : out + n_rows * lanes]
-        np.testing.assert_array_equal(arena.values, before)  # nothing beside the tile was written
+        gate, out = arena.put(saved), arena.space(n_rows * lanes)
+        z = x @ w + start
+        for epilogue, want in (
+            (PLAIN, z),
+            (RELU_OUTPUT, np.maximum(z, 0)),
+            (RELU_GATE, z * (saved > 0)),
+        ):
+            before = arena.values.copy()
+            panel = capacity * lanes
+            call_product(arena.values, out, s, a, panel, b, depth, n_rows, columns, epilogue, gate)
+            got = arena.values[out : out + n_rows * lanes].reshape(n_rows, lanes)
+            np.testing.assert_array_equal(got, want)
+            before[out : out + n_rows * lanes] = arena.values[out : out + n_rows * lanes]
+            # Nothing beside the tile was written.
+            np.testing.assert_array_equal(arena.values, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,12 +148,20 @@ def test_weight_and_bias_gradient_are_exact_on_integers(dtype: str, bias: bool) 
     lanes = lane_count(dtype)
     rng = np.random.default_rng(1)
     for n_rows in range(1, lanes + 1):
-        for batch in (0, 1, 2, 13):
-            x, d = rng.integers(-9, 10, (batch, lanes)), rng.integers(-9, 10, (batch, lanes))
+        for batch, columns in (
+            (0, lanes),
+            (1, 1),
+            (2, lanes // 2),
+            (13, lanes // 2 + 1),
+            (7, lanes),
+        ):
+            x = rng.integers(-9, 10, (batch, lanes))
+            d = filled(rng.integers(-9, 10, (batch, lanes)), columns)
             arena = Arena(dtype)
             a, b, zeros = arena.put(x), arena.put(d), arena.put(np.zeros(lanes))
             out, bias_out = arena.space(n_rows * lanes), arena.space(lanes)
-            call_gradient(arena.values, out, zeros, a, b, batch, n_rows, bias_out if bias else -1)
+            where = bias_out if bias else -1
+            call_gradient(arena.values, out, zeros, a, b, batch, n_rows, columns, where)
             got = arena.values[out : out + n_rows * lanes].reshape(n_rows, lanes)
             np.testing.assert_array_equal(got, x[:, :n_rows].T @ d)
             got = arena.values[bias_out : bias_out + lanes]
@@ -142,20 +169,25 @@ def test_weight_and_bias_gradient_are_exact_on_integers(dtype: str, bias: bool) 
             np.testing.assert_array_equal(got, want)
 
 
-def test_a_row_has_the_same_bits_in_any_tile() -> None:
-    lanes, depth, most = lane_count("float32"), 57, 2 * TALL + 1
+@pytest.mark.parametrize("columns", [5, 32])
+def test_a_row_has_the_same_bits_in_any_tile(columns: int) -> None:
+    lanes, most = lane_count("float32"), 2 * TALL + 1
+    depth = 2 * lanes - 3
     rng = np.random.default_rng(2)
     x = rng.standard_normal((most, 2 * lanes)).astype(np.float32)
     blocked = np.stack([x[:, :lanes], x[:, lanes:]])
     arena = Arena("float32")
-    a, b = arena.put(blocked), arena.put(rng.standard_normal((depth, lanes)))
-    start, out = arena.put(rng.standard_normal(lanes)), arena.space(most * lanes)
-    call_product(arena.values, out, start, a, most * lanes, b, min(depth, 2 * lanes), most)
-    want = arena.values[out : out + most * lanes].copy()
+    a, b = arena.put(blocked), arena.put(filled(rng.standard_normal((depth, lanes)), columns))
+    start, out = arena.put(np.zeros(lanes)), arena.space(most * lanes)
+
+    def bits(n_rows: int) -> bytes:
+        panel = most * lanes
+        call_product(arena.values, out, start, a, panel, b, depth, n_rows, columns, RELU_OUTPUT, 0)
+        return arena.values[out : out + n_rows * lanes].tobytes()
+
+    want = bits(most)
     for n_rows in range(1, most):
-        call_product(arena.values, out, start, a, most * lanes, b, min(depth, 2 * lanes), n_rows)
-        got = arena.values[out : out + n_rows * lanes]
-        assert got.tobytes() == want[: n_rows * lanes].tobytes()
+        assert bits(n_rows) == want[: n_rows * lanes * 4]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -9,32 +9,65 @@ from __future__ import annotations
 import math
 
 from fastneuron.kernels import layout as at
-from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, activate, gate
+from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, exponentials, largest, values_run
-from fastneuron.kernels.numba_cpu.tile import ROWS, TALL, lanes, tile
+from fastneuron.kernels.numba_cpu.tile import (
+    PLAIN,
+    RELU_GATE,
+    RELU_OUTPUT,
+    ROWS,
+    TALL,
+    lanes,
+    tile,
+)
 from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 
 
 @inner
-def product(arena, out, start, a, stride, b, depth, n_rows):
+def product(arena, out, start, a, stride, b, depth, n_rows, columns, epilogue, saved):
     """One panel of columns for a block of rows: tall tiles, then 4, 2, 1 rows.
 
-    `stride` separates panels of A; `out` and `a` are the positions of the block's first row.
+    `stride` separates panels of A; `out`, `a` and `saved` are the positions of the block's first
+    row.
     """
     width = lanes(arena)
     r = 0
     while r + TALL <= n_rows:
-        tile(TALL, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        s = r * width
+        tile(
+            TALL,
+            ROWS,
+            0,
+            columns,
+            epilogue,
+            arena,
+            out + s,
+            start,
+            a + s,
+            stride,
+            b,
+            depth,
+            saved + s,
+        )
         r += TALL
     if r + 4 <= n_rows:
-        tile(4, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        s = r * width
+        tile(
+            4, ROWS, 0, columns, epilogue, arena, out + s, start, a + s, stride, b, depth, saved + s
+        )
         r += 4
     if r + 2 <= n_rows:
-        tile(2, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        s = r * width
+        tile(
+            2, ROWS, 0, columns, epilogue, arena, out + s, start, a + s, stride, b, depth, saved + s
+        )
         r += 2
     if r < n_rows:
-        tile(1, ROWS, 0, arena, out + r * width, start, a + r * width, stride, b, depth, 0)
+        s = r * width
+        tile(
+            1, ROWS, 0, columns, epilogue, arena, out + s, start, a + s, stride, b, depth, saved + s
+        )
 
 
 @inner
@@ -44,35 +77,72 @@ def layer_forward(arena, head, layer, a, pre, out, stride, n_rows):
     inputs, outputs, code = layer[at.INPUTS], layer[at.OUTPUTS], layer[at.ACTIVATION]
     weight = head[at.PARAMETERS] + layer[at.WEIGHT]
     from_bias = layer[at.BIAS] >= 0
+    epilogue = RELU_OUTPUT if code == RELU else PLAIN
     for q in range((outputs + width - 1) // width):
         here = q * stride
         start = layer[at.START] + (q * width if from_bias else 0)
-        product(arena, pre + here, start, a, stride, weight + q * inputs * width, inputs, n_rows)
+        product(
+            arena,
+            pre + here,
+            start,
+            a,
+            stride,
+            weight + q * inputs * width,
+            inputs,
+            n_rows,
+            outputs - q * width,
+            epilogue,
+            0,
+        )
         size = n_rows * width
         if pre != out:
             copy(run(arena, out + here, size), run(arena, pre + here, size))
-        if code != IDENTITY:
+        if code != IDENTITY and code != RELU:
             activate(code, run(arena, out + here, size))
 
 
 @inner
-def layer_backward(arena, head, layer, stride, first, n_rows, need_input_delta):
-    """Turn dL/d(output) of a block of rows into dL/dz in place, and write dL/d(input) if needed."""
+def gate_output(arena, layer, stride, first, n_rows):
+    """Turn dL/d(output) of a block of rows into dL/dz in place."""
     width = lanes(arena)
-    inputs, outputs, code = layer[at.INPUTS], layer[at.OUTPUTS], layer[at.ACTIVATION]
-    offset = first * width
-    delta = layer[at.OUT_DELTA] + offset
+    code, offset = layer[at.ACTIVATION], first * width
     if code != IDENTITY:
-        saved = layer[at.SAVED_ROWS] + offset
-        size = n_rows * width
-        for q in range((outputs + width - 1) // width):
-            here = q * stride
-            gate(code, run(arena, delta + here, size), run(arena, saved + here, size))
-    if need_input_delta:
-        target = layer[at.IN_DELTA] + offset
-        for p in range((inputs + width - 1) // width):
-            b = layer[at.TRANSPOSED] + p * outputs * width
-            product(arena, target + p * stride, head[at.ZEROS], delta, stride, b, outputs, n_rows)
+        for q in range((layer[at.OUTPUTS] + width - 1) // width):
+            here = q * stride + offset
+            delta = run(arena, layer[at.OUT_DELTA] + here, n_rows * width)
+            gate(code, delta, run(arena, layer[at.SAVED_ROWS] + here, n_rows * width))
+
+
+@inner
+def layer_backward(arena, head, layer, stride, first, n_rows, code, saved):
+    """Carry dL/dz of a block of rows back through the weights, and through f before them.
+
+    `code` is the activation of the layer before and `saved` where its f' is computed from; the
+    result is that layer's dL/dz.
+    """
+    width = lanes(arena)
+    inputs, outputs = layer[at.INPUTS], layer[at.OUTPUTS]
+    offset = first * width
+    epilogue = RELU_GATE if code == RELU else PLAIN
+    for p in range((inputs + width - 1) // width):
+        here = p * stride + offset
+        target = layer[at.IN_DELTA] + here
+        product(
+            arena,
+            target,
+            head[at.ZEROS],
+            layer[at.OUT_DELTA] + offset,
+            stride,
+            layer[at.TRANSPOSED] + p * outputs * width,
+            outputs,
+            n_rows,
+            inputs - p * width,
+            epilogue,
+            saved + here,
+        )
+        if code != IDENTITY and code != RELU:
+            size = n_rows * width
+            gate(code, run(arena, target, size), run(arena, saved + here, size))
 
 
 @inner

@@ -15,7 +15,7 @@ from fastneuron.kernels.numba_cpu.rows import (
     scatter_delta,
     values_row,
 )
-from fastneuron.kernels.numba_cpu.tile import lanes
+from fastneuron.kernels.numba_cpu.tile import PLAIN, lanes
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
 from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
@@ -50,7 +50,7 @@ def forward_product(x, w, b, code, out, arena):
         fill(run(arena, start, width), arena.dtype.type(0.0))
         if b.shape[0] > 0:
             copy(run(arena, start, columns), run(b, first, columns))
-        product(arena, result, start, 0, stride, weight, inputs, n_rows)
+        product(arena, result, start, 0, stride, weight, inputs, n_rows, columns, PLAIN, 0)
         activate(code, run(arena, result, stride))
         unpack_panel(arena, result, out, first, columns)
 
@@ -109,7 +109,9 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
             for k in range(columns):
                 for o in range(outputs):
                     arena[rest + o * width + k] = w[first + k, o]
-            product(arena, result, zeros, delta_at, stride, rest, outputs, n_rows)
+            product(
+                arena, result, zeros, delta_at, stride, rest, outputs, n_rows, columns, PLAIN, 0
+            )
             unpack_panel(arena, result, dx, first, columns)
     for q in range(output_panels):
         first = q * width
@@ -118,7 +120,9 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
             count = min(width, inputs - p * width)
             wants_bias = p == 0 and db.shape[0] > 0
             a, b = rows_at + p * stride, delta_at + q * stride
-            weight_gradient(arena, rest, zeros, a, b, n_rows, count, bias_out if wants_bias else -1)
+            weight_gradient(
+                arena, rest, zeros, a, b, n_rows, count, columns, bias_out if wants_bias else -1
+            )
             unpack_panel(arena, rest, dw[p * width : p * width + count], first, columns)
             if wants_bias:
                 copy(run(db, first, columns), run(arena, bias_out, columns))

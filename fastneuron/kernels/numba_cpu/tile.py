@@ -26,6 +26,14 @@ from numba.extending import intrinsic
 #: k runs down its rows (weight gradient: A is x transposed, read in place).
 ROWS = 0
 BATCH = 1
+#: What happens to a ROWS tile between its sums and memory.
+PLAIN = 0
+RELU_OUTPUT = 1
+RELU_GATE = 2
+
+
+#: Steps of k between two loop branches.
+UNROLL = 4
 
 
 def target_features() -> str:
@@ -77,9 +85,9 @@ def lanes(typingctx: Any, arena: Any) -> Any:
 
 
 class _Loop:
-    """A counted loop, ``while (count > 0) {...}``, whose carried values are phi nodes."""
+    """A counted loop, ``while (count >= least) {...}``, whose carried values are phi nodes."""
 
-    def __init__(self, builder: Any, count: Any, carried: list[Any], name: str) -> None:
+    def __init__(self, builder: Any, count: Any, carried: list[Any], least: int, name: str) -> None:
         self.builder = builder
         before = builder.block
         self.head = builder.append_basic_block(name + ".head")
@@ -94,7 +102,7 @@ class _Loop:
             phi = builder.phi(value.type)
             phi.add_incoming(value, before)
             self.values.append(phi)
-        more = builder.icmp_signed(">", self.count, ir.Constant(count.type, 0))
+        more = builder.icmp_signed(">=", self.count, ir.Constant(count.type, least))
         builder.cbranch(more, self.body, self.done)
         builder.position_at_end(self.body)
 
@@ -109,12 +117,146 @@ class _Loop:
         return self.values
 
 
+class _Emitter:
+    """Emits the IR of one tile of one width: sums in registers, epilogue, stores."""
+
+    def __init__(self, builder: Any, base: Any, dtype: types.Type, pitch: int, width: int) -> None:
+        self.builder = builder
+        self.base = base
+        self.pitch = pitch  # lanes from one panel row to the next
+        self.width = width  # lanes that are computed
+        self.itemsize = dtype.bitwidth // 8  # type: ignore[attr-defined]
+        scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
+        self.vector = ir.VectorType(scalar, width)
+        self.fma = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector] * 3),
+            f"llvm.fma.v{width}f{8 * self.itemsize}",
+        )
+
+    def constant(self, value: int) -> Any:
+        return ir.Constant(ir.IntType(64), value)
+
+    def every_lane(self, value: float) -> Any:
+        return ir.Constant(self.vector, [value] * self.width)
+
+    def at(self, offset: Any) -> Any:
+        return self.builder.gep(self.base, [offset])
+
+    def load(self, offset: Any) -> Any:
+        # Arena offsets of panels are multiples of the panel, but A's rows and a user's slot
+        # buffers need not be: claim the element's alignment only (free on aligned addresses).
+        place = self.builder.bitcast(self.at(offset), self.vector.as_pointer())
+        return self.builder.load(place, align=self.itemsize)
+
+    def store(self, value: Any, offset: Any) -> None:
+        """Store the computed lanes, and zeros in the lanes of the row that were not."""
+        place = self.builder.bitcast(self.at(offset), self.vector.as_pointer())
+        self.builder.store(value, place, align=self.itemsize)
+        if self.width < self.pitch:
+            rest = self.at(self.builder.add(offset, self.constant(self.width)))
+            place = self.builder.bitcast(rest, self.vector.as_pointer())
+            self.builder.store(self.every_lane(0.0), place, align=self.itemsize)
+
+    def splat(self, value: Any) -> Any:
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        one = self.builder.insert_element(nothing, value, self.constant(0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
+        return self.builder.shuffle_vector(one, nothing, zeros)
+
+    def sums(
+        self,
+        n_rows: int,
+        walk: int,
+        ones: int,
+        start: Any,
+        a: Any,
+        a_panel: Any,
+        b: Any,
+        depth: Any,
+    ) -> list[Any]:
+        """Return the accumulators: one a row, and one more where `ones`."""
+        builder = self.builder
+        row_step, k_step = (self.pitch, 1) if walk == ROWS else (1, self.pitch)
+
+        def multiply(a_now: Any, b_now: Any, now: list[Any], k: int) -> list[Any]:
+            b_row = self.load(builder.add(b_now, self.constant(k * self.pitch)))
+            new = []
+            for r in range(n_rows):
+                place = builder.add(a_now, self.constant(r * row_step + k * k_step))
+                value = builder.load(self.at(place))
+                new.append(builder.call(self.fma, [self.splat(value), b_row, now[r]]))
+            if ones:
+                new.append(builder.fadd(now[n_rows], b_row))
+            return new
+
+        def run(count: Any, a_off: Any, b_off: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
+            carried = [a_off, b_off, *sums]
+            for steps in (UNROLL, 1):
+                loop = _Loop(builder, count, carried, steps, f"k{steps}")
+                a_now, b_now, *now = loop.values
+                for k in range(steps):
+                    now = multiply(a_now, b_now, now, k)
+                a_next = builder.add(a_now, self.constant(steps * k_step))
+                b_next = builder.add(b_now, self.constant(steps * self.pitch))
+                carried = loop.close([a_next, b_next, *now], self.constant(steps))
+                count = loop.count
+            _a, b_end, *total = carried
+            return b_end, total
+
+        sums = [self.load(start)] * n_rows
+        if ones:
+            sums.append(self.every_lane(0.0))
+        if walk == BATCH:
+            return run(depth, a, b, sums)[1]
+        panels = _Loop(builder, depth, [a, b, *sums], 1, "panel")
+        a_now, b_now, *now = panels.values
+        panel = self.constant(self.pitch)
+        short = builder.icmp_signed("<", panels.count, panel)
+        b_end, new = run(builder.select(short, panels.count, panel), a_now, b_now, now)
+        a_next = builder.add(a_now, a_panel)
+        _a, _b, *total = panels.close([a_next, b_end, *new], panel)
+        return total
+
+    def finish(self, sums: list[Any], epilogue: Any, out: Any, saved: Any) -> None:
+        """Apply the epilogue to the rows and store them."""
+        builder = self.builder
+        zero, one = self.every_lane(0.0), self.every_lane(1.0)
+        offsets = [self.constant(r * self.pitch) for r in range(len(sums))]
+
+        def store_all(values: list[Any]) -> None:
+            for value, offset in zip(values, offsets, strict=True):
+                self.store(value, builder.add(out, offset))
+
+        chosen = builder.icmp_signed("==", epilogue, self.constant(RELU_OUTPUT))
+        with builder.if_else(chosen) as (relu, other):
+            with relu:  # compares so that NaN stays
+                below = [builder.fcmp_ordered("<", value, zero) for value in sums]
+                pairs = zip(below, sums, strict=True)
+                store_all([builder.select(where, zero, value) for where, value in pairs])
+            with other:
+                chosen = builder.icmp_signed("==", epilogue, self.constant(RELU_GATE))
+                with builder.if_else(chosen) as (gate, plain):
+                    with gate:  # a product, as the slot: a NaN passes a closed gate
+                        gated = []
+                        for value, offset in zip(sums, offsets, strict=True):
+                            active = self.load(builder.add(saved, offset))
+                            is_open = builder.fcmp_ordered(">", active, zero)
+                            factor = builder.select(is_open, one, zero)
+                            gated.append(builder.fmul(value, factor))
+                        store_all(gated)
+                    with plain:
+                        store_all(sums)
+
+
 @intrinsic(prefer_literal=True)
 def tile(
     typingctx: Any,
     rows: Any,
     walk: Any,
     ones: Any,
+    columns: Any,
+    epilogue: Any,
     arena: Any,
     out: Any,
     start: Any,
@@ -122,17 +264,23 @@ def tile(
     a_panel: Any,
     b: Any,
     depth: Any,
-    ones_out: Any,
+    extra: Any,
 ) -> Any:
-    """Compute one tile: ``arena[out + r*P + c] = arena[start + c] + sum_k A[r, k] * B[k, c]``.
+    """Compute one tile: ``arena[out + r*P + c] = e(arena[start + c] + sum_k A[r, k] * B[k, c])``.
 
     Parameters
     ----------
     rows, walk, ones : literal int
         Rows of the tile; `ROWS` or `BATCH`; 1 adds one accumulator row whose input is always 1 (the
-        bias gradient), stored at `ones_out`.
+        bias gradient), stored at `extra`.
+    columns : int64
+        Columns of the panel that count. Up to half a panel, only half is computed, and zeros are
+        stored in the other half.
+    epilogue : int64
+        e: `PLAIN`, `RELU_OUTPUT`, or `RELU_GATE`, which multiplies by ReLU's derivative at the
+        outputs saved at `extra` (laid out like `out`).
     arena : 1-D contiguous array
-    out, start, a, b, ones_out : int64
+    out, start, a, b, extra : int64
         Element offsets into the arena. B is contiguous over k with P columns; `a` is A's first
         element.
     a_panel : int64
@@ -144,80 +292,33 @@ def tile(
     if not all(isinstance(argument, types.IntegerLiteral) for argument in literals):
         return None
     n_rows, row_walk, with_ones = (argument.literal_value for argument in literals)
-    width = _ir_lanes(arena.dtype)
-    scalar = ir.FloatType() if arena.dtype == types.float32 else ir.DoubleType()
-    vector = ir.VectorType(scalar, width)
-    itemsize = arena.dtype.bitwidth // 8
-    row_step, k_step = (width, 1) if row_walk == ROWS else (1, width)
+    pitch = _ir_lanes(arena.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i64 = ir.IntType(64)
-        base = context.make_array(signature.args[3])(context, builder, args[3]).data
-        out_at, start_at, a_at, a_panel_step, b_at, depth_value, ones_at = args[4:]
-        fma = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector, [vector, vector, vector]),
-            f"llvm.fma.v{width}f{arena.dtype.bitwidth}",
-        )
+        columns_value, epilogue_value = args[3:5]
+        base = context.make_array(signature.args[5])(context, builder, args[5]).data
+        out_at, start_at, a_at, a_panel_step, b_at, depth_value, extra_at = args[6:]
 
-        def constant(value: int) -> Any:
-            return ir.Constant(i64, value)
-
-        def at(offset: Any) -> Any:
-            return builder.gep(base, [offset])
-
-        def load_vector(offset: Any) -> Any:
-            # Arena offsets of panels are multiples of the panel, but A's rows and a user's slot
-            # buffers need not be: claim the element's alignment only (free on aligned addresses).
-            return builder.load(builder.bitcast(at(offset), vector.as_pointer()), align=itemsize)
-
-        def store_vector(value: Any, offset: Any) -> None:
-            builder.store(value, builder.bitcast(at(offset), vector.as_pointer()), align=itemsize)
-
-        def splat(value: Any) -> Any:
-            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, constant(0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
-
-        def multiply(a_off: Any, b_off: Any, sums: list[Any]) -> list[Any]:
-            b_row = load_vector(b_off)
-            result = []
+        def emit(width: int) -> None:
+            emitter = _Emitter(builder, base, arena.dtype, pitch, width)
+            sums = emitter.sums(
+                n_rows, row_walk, with_ones, start_at, a_at, a_panel_step, b_at, depth_value
+            )
+            if row_walk == ROWS:
+                emitter.finish(sums, epilogue_value, out_at, extra_at)
+                return
             for r in range(n_rows):
-                value = builder.load(at(builder.add(a_off, constant(r * row_step))))
-                result.append(builder.call(fma, [splat(value), b_row, sums[r]]))
+                emitter.store(sums[r], builder.add(out_at, emitter.constant(r * pitch)))
             if with_ones:
-                result.append(builder.fadd(sums[n_rows], b_row))
-            return result
+                emitter.store(sums[n_rows], extra_at)
 
-        def run(count: Any, a_off: Any, b_off: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
-            loop = _Loop(builder, count, [a_off, b_off, *sums], "k")
-            a_now, b_now, *now = loop.values
-            new = multiply(a_now, b_now, now)
-            a_next = builder.add(a_now, constant(k_step))
-            b_next = builder.add(b_now, constant(width))
-            _a, b_end, *total = loop.close([a_next, b_next, *new], constant(1))
-            return b_end, total
-
-        sums = [load_vector(start_at)] * n_rows
-        if with_ones:
-            sums.append(ir.Constant(vector, [0.0] * width))
-        if row_walk == BATCH:
-            _end, sums = run(depth_value, a_at, b_at, sums)
-        else:
-            panels = _Loop(builder, depth_value, [a_at, b_at, *sums], "panel")
-            a_now, b_now, *now = panels.values
-            short = builder.icmp_signed("<", panels.count, constant(width))
-            count = builder.select(short, panels.count, constant(width))
-            b_end, new = run(count, a_now, b_now, now)
-            a_next = builder.add(a_now, a_panel_step)
-            _a, _b, *sums = panels.close([a_next, b_end, *new], constant(width))
-        for r in range(n_rows):
-            store_vector(sums[r], builder.add(out_at, constant(r * width)))
-        if with_ones:
-            store_vector(sums[n_rows], ones_at)
+        half = ir.Constant(ir.IntType(64), pitch // 2)
+        with builder.if_else(builder.icmp_signed("<=", columns_value, half)) as (narrow, wide):
+            with narrow:
+                emit(pitch // 2)
+            with wide:
+                emit(pitch)
         return context.get_dummy_value()
 
-    return (
-        types.void(rows, walk, ones, arena, *[types.int64] * 7),
-        codegen,
-    )
+    numbers = [types.int64] * 7
+    return types.void(rows, walk, ones, types.int64, types.int64, arena, *numbers), codegen

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
-from fastneuron.kernels.numba_cpu.tile import BATCH, TALL, lanes, tile
+from fastneuron.kernels.numba_cpu.tile import BATCH, PLAIN, TALL, lanes, tile
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import fill, row, run
@@ -29,8 +29,8 @@ def locate(head, layers, ticket, width):
 
 
 @inner
-def weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):
-    """DW of `n_rows` inputs and one panel of outputs: tall tiles, then 4, 2, 1 rows.
+def weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out):
+    """Compute dW of `n_rows` inputs and one panel of outputs: tall tiles, then 4, 2, 1 rows.
 
     `bias_out` >= 0 asks for db of the panel too: the first tile carries the always-on row.
     """
@@ -38,28 +38,28 @@ def weight_gradient(arena, out, zeros, a, b, batch, n_rows, bias_out):
     r = 0
     if bias_out >= 0:
         if n_rows >= TALL:
-            tile(TALL, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
+            tile(TALL, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
             r = TALL
         elif n_rows >= 4:
-            tile(4, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
+            tile(4, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
             r = 4
         elif n_rows >= 2:
-            tile(2, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
+            tile(2, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
             r = 2
         else:
-            tile(1, BATCH, 1, arena, out, zeros, a, 0, b, batch, bias_out)
+            tile(1, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
             r = 1
     while r + TALL <= n_rows:
-        tile(TALL, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
+        tile(TALL, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
         r += TALL
     if r + 4 <= n_rows:
-        tile(4, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
+        tile(4, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
         r += 4
     if r + 2 <= n_rows:
-        tile(2, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
+        tile(2, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
         r += 2
     if r < n_rows:
-        tile(1, BATCH, 0, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
+        tile(1, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
 
 
 @inner
@@ -86,7 +86,9 @@ def tile_gradient(arena, head, layers, ticket, batch, sums):
         bias_out = head[at.GRADIENT] + layer[at.BIAS] + q * width
     a = layer[at.IN_ROWS] + p * stride
     b = layer[at.OUT_DELTA] + q * stride
-    weight_gradient(arena, out, head[at.ZEROS], a, b, batch, n_rows, bias_out)
+    weight_gradient(
+        arena, out, head[at.ZEROS], a, b, batch, n_rows, layer[at.OUTPUTS] - q * width, bias_out
+    )
     fill(sums, arena.dtype.type(0.0))
     squares(run(arena, out, n_rows * width), sums)
     if bias_out >= 0:

@@ -11,9 +11,11 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
+from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
 from fastneuron.kernels.numba_cpu.rows import (
     block_loss,
+    gate_output,
     gather,
     layer_backward,
     layer_forward,
@@ -76,9 +78,13 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
             for r in range(first, first + n_rows):
                 scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
         if stages & BACKWARD:
-            for index in range(n_layers - 1, -1, -1):
-                need = index > 0 or (stages & INPUT_DELTA) != 0
-                layer_backward(arena, head, row(layers, index), stride, first, n_rows, need)
+            gate_output(arena, last, stride, first, n_rows)
+            for index in range(n_layers - 1, 0, -1):
+                before = row(layers, index - 1)
+                code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
+                layer_backward(arena, head, row(layers, index), stride, first, n_rows, code, saved)
+            if stages & INPUT_DELTA:
+                layer_backward(arena, head, row(layers, 0), stride, first, n_rows, IDENTITY, 0)
 
 
 @inner
