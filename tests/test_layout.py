@@ -75,6 +75,7 @@ def test_regions_are_disjoint(sizes: tuple[int, ...], activation: str) -> None:
         (head[at.GRADIENT], layout.n_parameters),
         (head[at.TILE_SQUARES], head[at.N_TILES]),
         (head[at.ROW_LOSS], capacity),
+        (head[at.SCRATCH], 3 * at.scratch_size(LANES)),
         (layout.layers[0, at.IN_ROWS], padded(sizes[0]) * capacity),
         (layout.layers[0, at.IN_DELTA], padded(sizes[0]) * capacity),
     ]

@@ -46,7 +46,8 @@ class BlockedEngine(Engine):
         super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
         self._dtype = np.dtype(spec.dtype)
         self._max_threads = n_threads or usable_cores()
-        self._words = np.zeros(stages.WORDS, np.int64)
+        maxima = at.MAXIMA_A_LAYER * (len(spec.layers) + 1)
+        self._words = np.zeros(stages.WORDS + maxima * self._max_threads, np.int64)
         self._turn = threading.Lock()
         self._train_pace, self._infer_pace = Pace(), Pace()
         self._warm = False  # the first call may compile: its time says nothing
@@ -86,10 +87,18 @@ class BlockedEngine(Engine):
         head[at.UPDATE] = -1 if self.optimizer is None else self.optimizer.kind
         head[at.DECAY_BIAS] = self.optimizer is not None and self.optimizer.decay_bias
         self._arena = aligned(self._layout.size, self._dtype)
-        self._scratch = np.empty((self._max_threads, self._lanes()), self._dtype)
+        self._fill_up_inputs()
         # Worker code steps through positions with 64-bit integers from 0: the identity order of a
         # batch that is given whole.
         self._identity = self._input(np.arange(self._layout.capacity, dtype=np.int64))
+
+    def _fill_up_inputs(self) -> None:
+        """Zero the lanes of the input rows that no feature is ever written to."""
+        features = self.spec.in_features
+        view = self._layout.rows_view(
+            self._arena, int(self._layout.layers[0, at.IN_ROWS]), features
+        )
+        view[-1, :, features - (len(view) - 1) * self._lanes() :] = 0
 
     def _grow(self, rows: int) -> None:
         """Make room for batches of `rows` rows; state is kept, scratch is not."""
@@ -137,7 +146,7 @@ class BlockedEngine(Engine):
         """
         planned = choose_threads(step_work, steps, self._max_threads, self.n_threads).threads
         words = self._words
-        words.fill(0)
+        words[: stages.WORDS] = 0
         if planned == 1:
             worker(*arguments, words, 0, 1)
         else:
@@ -184,7 +193,6 @@ class BlockedEngine(Engine):
             given(bounds),
             given(scalars),
             losses,
-            self._scratch,
         )
         work, steps = self._row_work * rows, len(bounds) - 1
         return self._call(self._train, arguments, self._train_pace, work, steps)
@@ -258,7 +266,7 @@ class BlockedEngine(Engine):
         """Fill all scratch with `value`: results must not change. For tests."""
         with self._turn:
             self._arena[self._layout.persistent :] = value
-            self._scratch[:] = value
+            self._fill_up_inputs()
             self._kept = 0
 
     def plan(self) -> dict[str, Any]:

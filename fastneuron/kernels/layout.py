@@ -41,9 +41,11 @@ LAYER_COLUMNS = 17
 # Entries of the head.
 N_LAYERS, CAPACITY, ZEROS, PARAMETERS, MOMENT_1, MOMENT_2, GRADIENT = 0, 1, 2, 3, 4, 5, 6
 ROW_LOSS, TILE_SQUARES, N_TILES, BLOCK_ROWS, INFER_ROWS, DECAY_BIAS = 7, 8, 9, 10, 11, 12
-N_THREADS, LOSS, UPDATE = 13, 14, 15
-HEAD_ENTRIES = 16
+N_THREADS, LOSS, UPDATE, SCRATCH = 13, 14, 15, 16
+HEAD_ENTRIES = 17
 
+#: Words a layer that a thread keeps for the largest activation and the largest delta of a step.
+MAXIMA_A_LAYER = 2
 #: Rows of one inference block: enough to use every weight panel many times, and a block of a
 #: 512-wide layer stays in half of an L2 of 512 KiB.
 INFER_BLOCK = 64
@@ -52,6 +54,11 @@ INFER_BLOCK = 64
 MAX_BLOCK = 128
 #: Rows of the tallest register tile; blocks are multiples of it.
 TILE_ROWS = 8
+
+
+def scratch_size(lanes: int) -> int:
+    """Elements of one thread's own scratch: a square tile and four panel rows."""
+    return lanes * lanes + 4 * lanes
 
 
 def panels(columns: int, lanes: int) -> int:
@@ -120,6 +127,7 @@ class Layout:
         head[GRADIENT] = place(n_parameters)
         head[TILE_SQUARES] = place(tiles)
         head[ROW_LOSS] = place(capacity)
+        head[SCRATCH] = place(n_threads * scratch_size(lanes))
 
         def rows(columns: int) -> int:
             return place(panels(columns, lanes) * capacity * lanes)

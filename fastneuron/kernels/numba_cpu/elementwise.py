@@ -12,7 +12,18 @@ import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.scalar import exp, expm1, log1p_unit
+from fastneuron.kernels.numba_cpu.scalar import (
+    bell,
+    decay,
+    expm1,
+    log1p_unit,
+    mills,
+    sigmoid,
+    silu,
+    tail_moment,
+    tail_size,
+    tanh,
+)
 
 IDENTITY = ACTIVATIONS["identity"].code
 RELU = ACTIVATIONS["relu"].code
@@ -25,13 +36,10 @@ SIGMOID = ACTIVATIONS["sigmoid"].code
 TANH = ACTIVATIONS["tanh"].code
 
 _LEAK = float(ACTIVATIONS["leaky_relu"].f(np.array([-1.0]))[0]) * -1.0
-_ROOT_HALF = math.sqrt(0.5)
-_ROOT_TWO_PI = math.sqrt(2.0 * math.pi)
-# tanh is 1 to the last bit of float64 from 19.1 on; the clamp keeps exp(2x) finite.
-_TANH_FLAT = 20.0
-# Beyond these GELU and SiLU are 0 or z to the last bit and their slopes 0 or 1: the clamp keeps
-# infinity times zero from making a NaN of the limit.
-_GELU_FLAT, _SILU_FLAT = 40.0, 800.0
+_DENSITY = 1.0 / math.sqrt(2.0 * math.pi)
+# Beyond this SiLU is 0 or z to the last bit and its slope 0 or 1: the clamp keeps infinity times
+# zero from making a NaN of the limit.
+_SILU_FLAT = 800.0
 
 
 @inner
@@ -42,27 +50,10 @@ def clamp(x, limit):
 
 
 @inner
-def sigmoid(x, one):
-    """Return 1 / (1 + e^-x), from e^-|x| so that neither tail overflows."""
-    e = exp(-abs(x))
-    return (e if x < 0 else one) / (one + e)
-
-
-@inner
-def tanh(x, two, flat):
-    """Return tanh x, odd to the bit: computed from |x|."""
-    size = abs(x)
-    size = flat if size > flat else size
-    e = expm1(two * size)
-    t = e / (e + two)
-    return -t if x < 0 else t
-
-
-@inner
 def activate(code, v):
     """Apply f in place; NaN stays NaN (each select is written so that NaN falls through)."""
     n = v.shape[0]
-    zero, one, two = v.dtype.type(0.0), v.dtype.type(1.0), v.dtype.type(2.0)
+    zero = v.dtype.type(0.0)
     if code == RELU:
         for i in range(n):
             v[i] = zero if v[i] < zero else v[i]
@@ -72,29 +63,26 @@ def activate(code, v):
             v[i] = leak * v[i] if v[i] < zero else v[i]
     elif code == ELU:
         for i in range(n):
-            below = v[i] if v[i] < zero else zero
-            v[i] = v[i] if v[i] > zero else (expm1(below) if v[i] <= zero else v[i])
+            below = expm1(v[i])  # of no use above zero, and harmless
+            v[i] = v[i] if v[i] > zero else below
     elif code == GELU:
-        half, root_half = v.dtype.type(0.5), v.dtype.type(_ROOT_HALF)
-        flat = v.dtype.type(_GELU_FLAT)
+        # z Phi(z) = max(z, 0) - |z| Q(|z|), Q = 1 - Phi the upper tail.
         for i in range(n):
-            z = -flat if v[i] < -flat else v[i]
-            v[i] = half * z * math.erfc(-z * root_half)
+            moment = tail_moment(tail_size(v[i]))
+            v[i] = (zero if v[i] < zero else v[i]) - moment
     elif code == SILU:
         flat = v.dtype.type(_SILU_FLAT)
         for i in range(n):
-            z = -flat if v[i] < -flat else v[i]
-            v[i] = z * sigmoid(z, one)
+            v[i] = silu(-flat if v[i] < -flat else v[i])
     elif code == SOFTPLUS:
         for i in range(n):
-            v[i] = (zero if v[i] < zero else v[i]) + log1p_unit(exp(-abs(v[i])))
+            v[i] = (zero if v[i] < zero else v[i]) + log1p_unit(decay(-abs(v[i])))
     elif code == SIGMOID:
         for i in range(n):
-            v[i] = sigmoid(v[i], one)
+            v[i] = sigmoid(v[i])
     elif code == TANH:
-        flat = v.dtype.type(_TANH_FLAT)
         for i in range(n):
-            v[i] = tanh(v[i], two, flat)
+            v[i] = tanh(v[i])
 
 
 @inner
@@ -113,17 +101,16 @@ def gate(code, d, saved):
         for i in range(n):
             d[i] = d[i] * (one if saved[i] > zero else saved[i] + one)
     elif code == GELU:
-        half, root_half = d.dtype.type(0.5), d.dtype.type(_ROOT_HALF)
-        density, flat = d.dtype.type(1.0 / _ROOT_TWO_PI), d.dtype.type(_GELU_FLAT)
+        density = d.dtype.type(_DENSITY)
         for i in range(n):
-            z = clamp(saved[i], flat)
-            share = half * math.erfc(-z * root_half)
-            d[i] = d[i] * (share + z * density * exp(-half * z * z))
+            t = tail_size(saved[i])
+            slope = (mills(t) - density * t) * bell(t)  # at -t
+            d[i] = d[i] * (one - slope if saved[i] > zero else slope)
     elif code == SILU:
         flat = d.dtype.type(_SILU_FLAT)
         for i in range(n):
             z = clamp(saved[i], flat)
-            s = sigmoid(z, one)
+            s = sigmoid(z)
             d[i] = d[i] * (s * (one + z * (one - s)))
     elif code == SOFTPLUS:
         for i in range(n):

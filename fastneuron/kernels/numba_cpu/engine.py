@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from fastneuron.kernels.blocked import BlockedEngine
 from fastneuron.kernels.contract import Array
+from fastneuron.kernels.numba_cpu.cache import Record, records
 from fastneuron.kernels.numba_cpu.jit import uniform
 from fastneuron.kernels.numba_cpu.tile import lane_count
 from fastneuron.kernels.numba_cpu.worker import infer, train
@@ -15,6 +16,8 @@ class NumbaEngine(BlockedEngine):
     """Two-phase training steps in machine code that Numba generates for this CPU."""
 
     backend: ClassVar[str] = "numba"
+    #: Kernels that this process has found or compiled so far.
+    kernel_records: ClassVar[list[Record]] = records
 
     def _lanes(self) -> int:
         return lane_count(self.spec.dtype)

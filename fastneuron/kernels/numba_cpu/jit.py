@@ -24,9 +24,15 @@ def inner(function: Callable[..., Any]) -> Any:
     )
 
 
+#: Every function that Python calls, as `kernel` made it.
+kernels: list[Any] = []
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function that Python calls; taken from the cache where it is there."""
-    return enable_cache(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function))
+    made = enable_cache(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(function))
+    kernels.append(made)
+    return made
 
 
 class _Address:

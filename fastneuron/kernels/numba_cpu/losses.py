@@ -6,9 +6,8 @@ ascending order.
 
 from __future__ import annotations
 
-from fastneuron.kernels.numba_cpu.elementwise import sigmoid
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.scalar import exp, log1p_unit
+from fastneuron.kernels.numba_cpu.scalar import exp, log1p_unit, sigmoid
 from fastneuron.losses import LOSSES
 
 MSE = LOSSES["mse"].code
@@ -45,7 +44,7 @@ def values_run(code, o, y, d, scale):
             total += size - half if size > one else half * r * r
     elif code == BINARY_CROSS_ENTROPY:
         for j in range(n):
-            d[j] = scale * (sigmoid(o[j], one) - y[j])
+            d[j] = scale * (sigmoid(o[j]) - y[j])
             above = zero if o[j] < zero else o[j]
             total += above - o[j] * y[j] + log1p_unit(exp(-abs(o[j])))
     else:  # POISSON

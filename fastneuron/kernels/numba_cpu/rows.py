@@ -10,8 +10,9 @@ import math
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
-from fastneuron.kernels.numba_cpu.jit import glue, inner
-from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, exponentials, largest, values_run
+from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.losses import exponentials, largest, values_run
+from fastneuron.kernels.numba_cpu.softmax import softmax_group
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
     RELU_GATE,
@@ -147,7 +148,7 @@ def layer_backward(arena, head, layer, stride, first, n_rows, code, saved):
 
 @inner
 def gather(arena, sample, out, stride):
-    """Copy one sample, a vector, into its row of the blocked layout."""
+    """Copy one row, a vector, to its place in the panels; lanes after the last column stay."""
     width = lanes(arena)
     columns = sample.shape[0]
     p = 0
@@ -231,12 +232,43 @@ def values_row(arena, code, out, delta, stride, target, scale):
     return share * total
 
 
-@glue
-def block_loss(arena, head, layer, stride, labels, targets, weight, samples, first, n_rows, batch):
-    """Loss and dL/d(output) of a block of rows; `samples` are the data rows of the whole batch."""
+@inner
+def cross_entropy_block(
+    arena, head, layer, stride, labels, targets, weight, samples, first, n_rows, batch, scratch
+):
+    """Cross-entropy of a block of rows: groups of rows side by side where the classes are few."""
     width = lanes(arena)
-    code = head[at.LOSS]
+    classes = layer[at.OUTPUTS]
     dense = targets.shape[0] > 0
+    r = first
+    while r < first + n_rows:
+        out = layer[at.OUT_ROWS] + r * width
+        delta = layer[at.OUT_DELTA] + r * width
+        if classes <= width:
+            group = min(width // 2, first + n_rows - r)
+            loss = run(arena, head[at.ROW_LOSS] + r, group)
+            which = run(samples, r, group)
+            softmax_group(
+                arena, out, delta, scratch, classes, labels, targets, weight, which, loss, batch
+            )
+            r += group
+        else:
+            sample = samples[r]
+            scale = arena.dtype.type(1.0 / batch)
+            if weight.shape[0] > 0:
+                scale = scale * weight[sample]
+            label = labels[sample] if labels.shape[0] > 0 else 0
+            target = row(targets, sample) if dense else weight
+            arena[head[at.ROW_LOSS] + r] = cross_entropy_row(
+                arena, out, delta, stride, classes, label, target, dense, scale
+            )
+            r += 1
+
+
+@inner
+def values_block(arena, head, layer, stride, targets, weight, samples, first, n_rows, batch):
+    """Any other loss of a block of rows."""
+    width = lanes(arena)
     for r in range(first, first + n_rows):
         sample = samples[r]
         scale = arena.dtype.type(1.0 / batch)
@@ -244,12 +276,6 @@ def block_loss(arena, head, layer, stride, labels, targets, weight, samples, fir
             scale = scale * weight[sample]
         out = layer[at.OUT_ROWS] + r * width
         delta = layer[at.OUT_DELTA] + r * width
-        if code == CROSS_ENTROPY:
-            label = labels[sample] if labels.shape[0] > 0 else 0
-            target = row(targets, sample) if dense else weight
-            loss = cross_entropy_row(
-                arena, out, delta, stride, layer[at.OUTPUTS], label, target, dense, scale
-            )
-        else:
-            loss = values_row(arena, code, out, delta, stride, row(targets, sample), scale)
-        arena[head[at.ROW_LOSS] + r] = loss
+        arena[head[at.ROW_LOSS] + r] = values_row(
+            arena, head[at.LOSS], out, delta, stride, row(targets, sample), scale
+        )

@@ -72,26 +72,42 @@ def squares(gradient, sums):
             sums[j] += values[j] * values[j]
 
 
-@glue
-def tile_gradient(arena, head, layers, ticket, batch, sums):
-    """Gradient of one tile, and its sum of squares; `sums` is scratch of one panel row."""
-    width = lanes(arena)
+@inner
+def place(head, layers, ticket, width):
+    """Return of a tile: layer, panels, input rows, and its positions among the parameters.
+
+    The position of the bias is -1 where another tile, or none, has it.
+    """
     index, q, p = locate(head, layers, ticket, width)
     layer = row(layers, index)
-    stride = head[at.CAPACITY] * width
     n_rows = min(width, layer[at.INPUTS] - p * width)
-    out = head[at.GRADIENT] + layer[at.WEIGHT] + (q * layer[at.INPUTS] + p * width) * width
-    bias_out = -1
-    if p == 0 and layer[at.BIAS] >= 0:
-        bias_out = head[at.GRADIENT] + layer[at.BIAS] + q * width
-    a = layer[at.IN_ROWS] + p * stride
-    b = layer[at.OUT_DELTA] + q * stride
-    weight_gradient(
-        arena, out, head[at.ZEROS], a, b, batch, n_rows, layer[at.OUTPUTS] - q * width, bias_out
-    )
+    weight = layer[at.WEIGHT] + (q * layer[at.INPUTS] + p * width) * width
+    bias = layer[at.BIAS] + q * width if p == 0 and layer[at.BIAS] >= 0 else -1
+    return index, q, p, n_rows, weight, bias
+
+
+@inner
+def gradient(arena, head, layer, q, p, batch, n_rows, out, bias_out):
+    """Weight gradient of one tile, and bias gradient of its panel where `bias_out` >= 0."""
+    width = lanes(arena)
+    stride = head[at.CAPACITY] * width
+    a, b = layer[at.IN_ROWS] + p * stride, layer[at.OUT_DELTA] + q * stride
+    columns = layer[at.OUTPUTS] - q * width
+    weight_gradient(arena, out, head[at.ZEROS], a, b, batch, n_rows, columns, bias_out)
+
+
+@glue
+def tile_gradient(arena, head, layers, ticket, batch, scratch):
+    """Gradient of one tile, and its sum of squares; `scratch` has room for a panel row."""
+    width = lanes(arena)
+    index, q, p, n_rows, weight, bias = place(head, layers, ticket, width)
+    out = head[at.GRADIENT] + weight
+    bias_out = head[at.GRADIENT] + bias if bias >= 0 else -1
+    gradient(arena, head, row(layers, index), q, p, batch, n_rows, out, bias_out)
+    sums = run(arena, scratch, width)
     fill(sums, arena.dtype.type(0.0))
     squares(run(arena, out, n_rows * width), sums)
-    if bias_out >= 0:
+    if bias >= 0:
         squares(run(arena, bias_out, width), sums)
     total = sums[0]
     for j in range(1, width):
@@ -111,13 +127,13 @@ def transpose_tile(arena, head, layer, q, p):
     transpose(arena, source, target, n_rows, n_columns)
 
 
-@glue
-def update_part(arena, head, position, size, scalars, clip, decays):
-    """Update `size` parameters from `position` of the parameter region."""
+@inner
+def update_part(arena, head, position, size, slope, scalars, clip, decays):
+    """Update `size` parameters from `position` of the parameter region; gradient at `slope`."""
     update(
         head[at.UPDATE],
         run(arena, head[at.PARAMETERS] + position, size),
-        run(arena, head[at.GRADIENT] + position, size),
+        run(arena, slope, size),
         run(arena, head[at.MOMENT_1] + position, size),
         run(arena, head[at.MOMENT_2] + position, size),
         scalars,
@@ -126,20 +142,34 @@ def update_part(arena, head, position, size, scalars, clip, decays):
     )
 
 
+@inner
+def apply(arena, head, layers, index, q, p, n_rows, weight, bias, slope, bias_slope, scalars, clip):
+    """Update the parameters of one tile; layer 0 has no use for a transposed copy in training."""
+    width = lanes(arena)
+    update_part(arena, head, weight, n_rows * width, slope, scalars, clip, 1)
+    if bias >= 0:
+        update_part(arena, head, bias, width, bias_slope, scalars, clip, head[at.DECAY_BIAS])
+    if index > 0:
+        transpose_tile(arena, head, row(layers, index), q, p)
+
+
 @glue
 def tile_update(arena, head, layers, ticket, scalars, clip):
-    """Optimizer update of one tile; layer 0 has no use for a transposed copy in training."""
+    """Optimizer update of one tile whose gradient stands in the gradient region."""
+    index, q, p, n_rows, weight, bias = place(head, layers, ticket, lanes(arena))
+    slope, bias_slope = head[at.GRADIENT] + weight, head[at.GRADIENT] + bias
+    apply(arena, head, layers, index, q, p, n_rows, weight, bias, slope, bias_slope, scalars, clip)
+
+
+@glue
+def tile_step(arena, head, layers, ticket, batch, scalars, scratch):
+    """Gradient and update of one tile in one visit; the gradient never leaves the cache."""
     width = lanes(arena)
-    index, q, p = locate(head, layers, ticket, width)
-    layer = row(layers, index)
-    n_rows = min(width, layer[at.INPUTS] - p * width)
-    position = layer[at.WEIGHT] + (q * layer[at.INPUTS] + p * width) * width
-    update_part(arena, head, position, n_rows * width, scalars, clip, 1)
-    if p == 0 and layer[at.BIAS] >= 0:
-        position = layer[at.BIAS] + q * width
-        update_part(arena, head, position, width, scalars, clip, head[at.DECAY_BIAS])
-    if index > 0:
-        transpose_tile(arena, head, layer, q, p)
+    index, q, p, n_rows, weight, bias = place(head, layers, ticket, width)
+    bias_slope = scratch + width * width
+    bias_out = bias_slope if bias >= 0 else -1
+    gradient(arena, head, row(layers, index), q, p, batch, n_rows, scratch, bias_out)
+    apply(arena, head, layers, index, q, p, n_rows, weight, bias, scratch, bias_slope, scalars, 1.0)
 
 
 @inner

@@ -11,15 +11,18 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
+from fastneuron.kernels.numba_cpu.bounds import certainly_finite, forget_sizes, note_sizes
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
+from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
 from fastneuron.kernels.numba_cpu.rows import (
-    block_loss,
+    cross_entropy_block,
     gate_output,
     gather,
     layer_backward,
     layer_forward,
     scatter_delta,
+    values_block,
 )
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.tile import lanes
@@ -27,6 +30,7 @@ from fastneuron.kernels.numba_cpu.tiles import (
     locate,
     squared_norm,
     tile_gradient,
+    tile_step,
     tile_update,
     transpose_tile,
 )
@@ -39,8 +43,17 @@ _LOSS_NOT_FINITE = int(Status.LOSS_NOT_FINITE)
 _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 
 
+#: Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
+#: the first-level cache, and their squares cost less than the bound that proves them finite.
+FUSE_FROM = 5
+
+scratch_size = inner(at.scratch_size)
+
+
 @glue
-def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples, words, n_threads):
+def rows_phase(
+    stages, arena, head, layers, x, labels, targets, weight, samples, words, tid, n_threads, scratch
+):
     """Phase A of one step: draw blocks of rows until none is left."""
     width = lanes(arena)
     stride = head[at.CAPACITY] * width
@@ -49,6 +62,7 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
     share = (batch + n_threads - 1) // n_threads
     block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
     last = row(layers, n_layers - 1)
+    forget_sizes(head, words, tid)
     while True:
         first = draw(words, n_threads) * block
         if first >= batch:
@@ -71,9 +85,25 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
                     n_rows,
                 )
         if stages & WITH_LOSS:
-            block_loss(
-                arena, head, last, stride, labels, targets, weight, samples, first, n_rows, batch
-            )
+            if head[at.LOSS] == CROSS_ENTROPY:
+                cross_entropy_block(
+                    arena,
+                    head,
+                    last,
+                    stride,
+                    labels,
+                    targets,
+                    weight,
+                    samples,
+                    first,
+                    n_rows,
+                    batch,
+                    scratch,
+                )
+            else:
+                values_block(
+                    arena, head, last, stride, targets, weight, samples, first, n_rows, batch
+                )
         if stages & FOREIGN:
             for r in range(first, first + n_rows):
                 scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
@@ -85,6 +115,9 @@ def rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples,
                 layer_backward(arena, head, row(layers, index), stride, first, n_rows, code, saved)
             if stages & INPUT_DELTA:
                 layer_backward(arena, head, row(layers, 0), stride, first, n_rows, IDENTITY, 0)
+        if stages & UPDATE and head[at.N_TILES] >= FUSE_FROM:
+            with_loss = stages & WITH_LOSS
+            note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss)
 
 
 @inner
@@ -120,7 +153,7 @@ def step(
     words,
     tid,
     n_threads,
-    sums,
+    scratch,
 ):
     """One step; returns False where the chunk ends here."""
     batch = samples.shape[0]
@@ -135,7 +168,21 @@ def step(
             transpose_tile(arena, head, row(layers, 0), q, p)
         if not barrier(words, n_threads):
             return False
-    rows_phase(stages, arena, head, layers, x, labels, targets, weight, samples, words, n_threads)
+    rows_phase(
+        stages,
+        arena,
+        head,
+        layers,
+        x,
+        labels,
+        targets,
+        weight,
+        samples,
+        words,
+        tid,
+        n_threads,
+        scratch,
+    )
     if not barrier(words, n_threads):
         return False
     if tid == 0 and stages & WITH_LOSS:
@@ -143,12 +190,25 @@ def step(
         losses[0] = loss
         if not math.isfinite(loss):
             words[STATUS] = _LOSS_NOT_FINITE
+    fused = stages & UPDATE and head[at.N_TILES] >= FUSE_FROM and scalars[CLIP_NORM] == 0.0
+    # All threads read the same words, and find the same.
+    if fused and certainly_finite(arena, head, layers, words, batch, n_threads):
+        while True:
+            ticket = draw(words, n_threads)
+            if ticket >= head[at.N_TILES]:
+                break
+            tile_step(arena, head, layers, ticket, batch, scalars, scratch)
+        if not barrier(words, n_threads):
+            return False
+        if tid == 0:
+            words[STEPS] += 1
+        return True
     if stages & BACKWARD:
         while True:
             ticket = draw(words, n_threads)
             if ticket >= head[at.N_TILES]:
                 break
-            tile_gradient(arena, head, layers, ticket, batch, sums)
+            tile_gradient(arena, head, layers, ticket, batch, scratch)
     if not barrier(words, n_threads):
         return False
     if words[STATUS] != 0:
@@ -186,15 +246,15 @@ def train(
     bounds,
     scalars,
     losses,
-    scratch,
     words,
     tid,
     n_threads,
 ):
     """Run a chunk of steps as thread `tid` of `n_threads`.
 
-    `stages` says which parts of the step to do; `scratch` has one panel row a thread.
+    `stages` says which parts of the step to do.
     """
+    scratch = head[at.SCRATCH] + tid * scratch_size(lanes(arena))
     for s in range(bounds.shape[0] - 1):
         samples = run(order, bounds[s], bounds[s + 1] - bounds[s])
         if not step(
@@ -212,7 +272,7 @@ def train(
             words,
             tid,
             n_threads,
-            row(scratch, tid),
+            scratch,
         ):
             return
 

@@ -1,0 +1,122 @@
+"""Gradient and update in one visit: the bits of two passes, and never a half-applied step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="numba is not installed")
+
+import itertools
+
+from fastneuron.kernels.contract import Parameters, Status
+from fastneuron.kernels.numba_cpu.engine import NumbaEngine
+from fastneuron.kernels.numba_cpu.worker import FUSE_FROM
+from fastneuron.kernels.reference import ReferenceEngine
+from fastneuron.losses import LOSSES
+from fastneuron.optimizers import SGD, Adam, Optimizer, RMSprop
+from fastneuron.spec import Dense, NetworkSpec
+
+SIZES = (40, 130, 70, 5)
+
+
+def setting(dtype: str, scale: float = 1.0) -> tuple[NetworkSpec, Parameters, Any, Any]:
+    layers = [
+        Dense(a, b, activation="tanh" if i == 0 else "relu" if i == 1 else "identity")
+        for i, (a, b) in enumerate(itertools.pairwise(SIZES))
+    ]
+    spec = NetworkSpec.chain(layers, dtype)
+    rng = np.random.default_rng(0)
+    parameters: Parameters = [
+        ((rng.standard_normal((a, b)) / np.sqrt(a)).astype(dtype), np.zeros(b, dtype))
+        for a, b in itertools.pairwise(SIZES)
+    ]
+    x = (scale * rng.standard_normal((90, SIZES[0]))).astype(dtype)
+    return spec, parameters, x, rng.standard_normal((90, SIZES[-1])).astype(dtype)
+
+
+def trained(kind: type, optimizer: Optimizer, dtype: str, scale: float, steps: int = 5) -> Any:
+    spec, parameters, x, y = setting(dtype, scale)
+    engine = kind(spec, LOSSES["mse"], optimizer, n_threads=2, batch_size=30)
+    engine.load(parameters)
+    order = np.arange(steps * 30) % 90
+    scalars, losses = optimizer.scalars(0, np.full(steps, 1e-3)), np.zeros(steps)
+    outcome = engine.run(x, y, None, order, np.arange(0, 30 * steps + 1, 30), scalars, losses)
+    return outcome, losses, engine.export()
+
+
+def flat(parameters: Parameters) -> Any:
+    return np.concatenate(
+        [array.ravel() for pair in parameters for array in pair if array is not None]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("one_visit", "two_passes"),
+    [
+        (SGD(), SGD(clip_norm=1e9)),
+        (SGD(momentum=0.9, weight_decay=0.1), SGD(momentum=0.9, weight_decay=0.1, clip_norm=1e9)),
+        (Adam(), Adam(clip_norm=1e9)),
+        (RMSprop(), RMSprop(clip_norm=1e9)),
+    ],
+)
+def test_same_bits_as_in_two_passes(
+    one_visit: Optimizer, two_passes: Optimizer, dtype: str
+) -> None:
+    lanes_32 = [-(-size // 32) for size in SIZES]
+    assert sum(a * b for a, b in itertools.pairwise(lanes_32)) >= FUSE_FROM
+    _, want_losses, want = trained(NumbaEngine, two_passes, dtype, 1.0)
+    outcome, losses, got = trained(NumbaEngine, one_visit, dtype, 1.0)
+    assert outcome.status == Status.OK
+    assert losses.tobytes() == want_losses.tobytes()
+    assert flat(got).tobytes() == flat(want).tobytes()
+
+
+def test_where_the_bound_says_nothing_the_gradient_is_looked_at() -> None:
+    # Activations of 1e17 and more: B max|a| max|dz| squares beyond float32, the gradient does not.
+    scale = 1e16
+    want = trained(NumbaEngine, SGD(clip_norm=1e30), "float32", scale, steps=1)
+    got = trained(NumbaEngine, SGD(), "float32", scale, steps=1)
+    assert got[0].status == want[0].status == Status.OK
+    assert flat(got[2]).tobytes() == flat(want[2]).tobytes()
+
+
+@pytest.mark.parametrize("kind", [NumbaEngine, ReferenceEngine])
+def test_an_overflowing_gradient_leaves_every_parameter_alone(kind: type) -> None:
+    # Inputs of 1e30 that zero weights keep from the loss, but not from dW = x^T dz.
+    spec, parameters, x, y = setting("float32")
+    weight, bias = parameters[0]
+    assert bias is not None
+    parameters[0] = (np.zeros_like(weight), bias + np.float32(0.5))
+    engine = kind(spec, LOSSES["mse"], SGD(), n_threads=2, batch_size=30)
+    engine.load(parameters)
+    x = (x * np.float32(1e30)).astype(np.float32)
+    losses = np.zeros(1)
+    scalars = SGD().scalars(0, np.full(1, 1e-3))
+    outcome = engine.run(x, y, None, np.arange(30), np.array([0, 30]), scalars, losses)
+    assert outcome.status == Status.GRADIENT_NOT_FINITE
+    assert outcome.steps == 0
+    assert np.isfinite(losses).all()
+    assert flat(engine.export()).tobytes() == flat(parameters).tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float) -> None:
+    spec, parameters, x, y = setting("float32")
+    engine = NumbaEngine(spec, LOSSES["mse"], SGD(), n_threads=2, batch_size=30)
+    engine.load(parameters)
+    y[45, 2] = bad
+    losses = np.zeros(3)
+    scalars = SGD().scalars(0, np.full(3, 1e-3))
+    outcome = engine.run(x, y, None, np.arange(90), np.arange(0, 91, 30), scalars, losses)
+    assert outcome.status == Status.LOSS_NOT_FINITE
+    assert outcome.steps == 1
+    assert np.isfinite(losses[0])
+    assert not np.isfinite(losses[1])
+    again = NumbaEngine(spec, LOSSES["mse"], SGD(), n_threads=1, batch_size=30)
+    again.load(parameters)
+    again.run(x, y, None, np.arange(30), np.array([0, 30]), scalars[:1], losses[:1])
+    assert flat(engine.export()).tobytes() == flat(again.export()).tobytes()
