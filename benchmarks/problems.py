@@ -1,0 +1,227 @@
+"""What is measured: the rows of the table, the problem of a row, and the interface of a peer."""
+
+from __future__ import annotations
+
+import argparse
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastneuron.kernels.contract import Parameters
+from fastneuron.spec import Dense, NetworkSpec
+
+Array = Any
+
+#: Learning rates: steps that move float32 weights far beyond their rounding, and stay stable.
+RATES = {"sgd": 0.02, "momentum": 0.01, "adam": 1e-3}
+MOMENTUM, BETA1, BETA2, EPSILON = 0.9, 0.9, 0.999, 1e-8
+ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
+
+
+#: Rows of the data set, at least; and at least so many batches.
+DATA_ROWS, DATA_BATCHES = 4096, 4
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What to train, on what, from where. Hidden layers share an activation, the last has none.
+
+    Attributes
+    ----------
+    sizes : widths from the input to the output
+    optimizer : "sgd", "momentum" or "adam", with the constants of this file
+    loss : "mse", "cross_entropy" or "binary_cross_entropy", mean over batch and outputs
+    x : (n, I)
+    y : (n, O), or (n,) int64 class numbers for cross-entropy
+    parameters : what every peer starts from
+    """
+
+    sizes: tuple[int, ...]
+    batch: int
+    optimizer: str
+    activation: str
+    bias: bool
+    dtype: str
+    loss: str
+    x: Array
+    y: Array
+    parameters: Parameters
+
+    @property
+    def learning_rate(self) -> float:
+        return RATES[self.optimizer]
+
+    def spec(self, dtype: str) -> NetworkSpec:
+        last = len(self.sizes) - 2
+        return NetworkSpec.chain(
+            [
+                Dense(
+                    self.sizes[i],
+                    self.sizes[i + 1],
+                    "identity" if i == last else self.activation,
+                    bias=self.bias,
+                )
+                for i in range(last + 1)
+            ],
+            dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network, batch and optimizer; the efficiencies asked of one and two cores, if any."""
+
+    sizes: tuple[int, ...]
+    batch: int
+    optimizer: str
+    activation: str = "relu"
+    bias: bool = True
+    dtype: str = "float32"
+    goals: tuple[float | None, float | None] = (None, None)
+
+    @classmethod
+    def parse(cls, text: str) -> Row:
+        """Read "784-128-10 b32 sgd", with any of tanh ..., float64, nobias after it."""
+        words = text.split()
+        try:
+            sizes = tuple(int(word) for word in words[0].split("-"))
+            row = cls(sizes, int(words[1].removeprefix("b")), words[2])
+            more: dict[str, Any] = {}
+            for word in words[3:]:
+                if word in ACTIVATIONS:
+                    more["activation"] = word
+                elif word in ("float32", "float64"):
+                    more["dtype"] = word
+                elif word == "nobias":
+                    more["bias"] = False
+                else:
+                    raise ValueError
+            if len(sizes) < 2 or min(*sizes, row.batch) < 1 or row.optimizer not in RATES:
+                raise ValueError
+        except (ValueError, IndexError):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no row: want '784-128-10 b32 sgd', the optimizer one of "
+                f"{', '.join(RATES)}, then any of {', '.join(ACTIVATIONS)}, float64, nobias"
+            ) from None
+        return cls(sizes, row.batch, row.optimizer, **more)
+
+    @property
+    def label(self) -> str:
+        words = ["-".join(map(str, self.sizes)), f"b{self.batch}", self.optimizer]
+        words += [self.activation] if self.activation != "relu" else []
+        words += ["float64"] if self.dtype == "float64" else []
+        words += [] if self.bias else ["nobias"]
+        return " ".join(words)
+
+    @property
+    def loss(self) -> str:
+        """Squared error for one output or for very many; else the outputs are classes."""
+        return "mse" if self.sizes[-1] == 1 or self.sizes[-1] >= 1000 else "cross_entropy"
+
+    @property
+    def data_rows(self) -> int:
+        return max(DATA_ROWS, DATA_BATCHES * self.batch)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of a step: forward, data gradient without layer 0, weight gradient."""
+        products = [a * b for a, b in zip(self.sizes, self.sizes[1:], strict=False)]
+        return self.batch * (3 * sum(products) - products[0])
+
+
+TABLE = (
+    Row((1024, 2048, 2048, 1024), 512, "sgd", goals=(0.93, 0.88)),
+    Row((784, 512, 512, 10), 256, "adam", goals=(0.89, 0.84)),
+    Row((17, 256, 256, 6), 256, "adam", goals=(0.87, 0.78)),
+    Row((784, 128, 10), 128, "adam", goals=(0.82, 0.72)),
+    Row((784, 128, 10), 32, "sgd", goals=(0.80, 0.62)),
+    Row((64, 128, 10), 64, "momentum", goals=(0.65, 0.45)),
+    Row((20, 64, 64, 2), 32, "adam", goals=(0.55, None)),
+    Row((2, 8, 1), 4, "sgd"),
+)
+
+
+def problem_of(row: Row, seed: int = 0) -> Problem:
+    """Draw data, and parameters as large as glorot_uniform's with biases that matter."""
+    rng = np.random.default_rng(seed)
+    n = row.data_rows
+    parameters = []
+    for fan_in, fan_out in zip(row.sizes, row.sizes[1:], strict=False):
+        w = rng.uniform(-1, 1, (fan_in, fan_out)) * np.sqrt(6 / (fan_in + fan_out))
+        b = rng.uniform(-0.1, 0.1, fan_out)
+        parameters.append((w.astype(row.dtype), b.astype(row.dtype) if row.bias else None))
+    x = rng.standard_normal((n, row.sizes[0])).astype(row.dtype)
+    if row.loss == "mse":
+        y = rng.standard_normal((n, row.sizes[-1])).astype(row.dtype)
+    else:
+        y = rng.integers(0, row.sizes[-1], n)
+    given = (row.sizes, row.batch, row.optimizer, row.activation, row.bias, row.dtype, row.loss)
+    return Problem(*given, x, y, parameters)
+
+
+def draw_order(rng: np.random.Generator, n: int, batch: int, steps: int) -> Array:
+    """Return the rows of `steps` full batches (steps, batch), every epoch shuffled anew."""
+    per_epoch = n // batch
+    epochs = -(-steps // per_epoch)
+    rows = np.concatenate([rng.permutation(n)[: per_epoch * batch] for _ in range(epochs)])
+    return rows.reshape(-1, batch)[:steps]
+
+
+class Unsupported(Exception):
+    """A peer has no way to do what a row asks for; the message says what."""
+
+
+class Peer(ABC):
+    """One way to train; `advance` does real optimizer steps and goes on where it stopped.
+
+    Parameters
+    ----------
+    problem : Problem
+    threads : int
+        Cores that the process may use, all of them.
+
+    Attributes
+    ----------
+    problem : Problem
+        What this peer trains: the one given, unless it can express an equal one only.
+    loss_each_step : bool
+        False where `advance` returns the mean loss of its steps in every entry.
+    """
+
+    name: ClassVar[str]
+    module: ClassVar[str]
+    distribution: ClassVar[str]
+    ours: ClassVar[bool] = False
+    loss_each_step: ClassVar[bool] = True
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        self.problem = problem
+        self.threads = threads
+
+    @classmethod
+    def missing(cls) -> str:
+        """Return why this peer cannot be measured here, or nothing."""
+        return "" if find_spec(cls.module) else f"{cls.module} is not installed"
+
+    @classmethod
+    def version(cls) -> str:
+        try:
+            return version(cls.distribution)
+        except PackageNotFoundError:
+            return "from source"
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Go back to the problem's parameters, with moments of zero."""
+
+    @abstractmethod
+    def advance(self, order: Array) -> Array:
+        """Train on the batches ``x[order[s]]``, order (steps, batch) int64; return losses."""
+
+    @abstractmethod
+    def export(self) -> Parameters:
+        """Return the current parameters."""
