@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ from fastneuron.errors import DataError, DataWarning
 Array: TypeAlias = NDArray[Any]
 
 _INT64 = np.dtype(np.int64)
+# Looked up here once: a step of a small network takes a microsecond.
+_ndarray, _vdot = np.ndarray, np.vdot
 _TARGET_KINDS = ("values", "classes", "binary", "counts")
 
 
@@ -190,11 +193,20 @@ def as_class_weights(class_weight: Any, shares: Array, n_classes: int) -> NDArra
 
 
 def fits_rows(x: Any, features: int, dtype: np.dtype[Any]) -> bool:
-    """Return whether `as_rows` would return `x` itself, its values left aside; costs 0.3 us."""
-    if type(x) is not np.ndarray or x.dtype != dtype or x.ndim != 2:
+    """Return whether `as_rows` would return `x` itself, its values left aside; costs 0.2 us."""
+    if type(x) is not _ndarray or x.dtype != dtype or x.ndim != 2:
         return False
+    n, columns = x.shape
     flags = x.flags
-    return x.shape[1] == features and len(x) > 0 and flags.c_contiguous and flags.aligned
+    return columns == features and n > 0 and flags.c_contiguous and flags.aligned
+
+
+def fits_finite_rows(x: Any, features: int, dtype: np.dtype[Any]) -> bool:
+    """Return whether `as_rows` would return `x` itself; 0.6 us and a pass over the numbers.
+
+    False also where finite numbers are so large that their squares are not: ask `as_rows` then.
+    """
+    return fits_rows(x, features, dtype) and isfinite(_vdot(x, x))
 
 
 def fits_targets(y: Any, kind: str, n: int, out_features: int, dtype: np.dtype[Any]) -> bool:
@@ -202,7 +214,7 @@ def fits_targets(y: Any, kind: str, n: int, out_features: int, dtype: np.dtype[A
 
     For targets of kind "values", NaN and infinity are left to the engine.
     """
-    if type(y) is not np.ndarray:
+    if type(y) is not _ndarray:
         return False
     flags = y.flags
     if not (flags.c_contiguous and flags.aligned):

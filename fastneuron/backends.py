@@ -47,6 +47,10 @@ _loaded: dict[str, _Parts] = {}
 _failed: dict[str, str] = {}
 # The first use of a backend imports it: one thread does, the others wait.
 _lock = RLock()
+# os.environ encodes the name at every look, which takes 0.6 us; asking the table behind it 0.02.
+_environ = os.environ
+_table: Any = getattr(os.environ, "_data", os.environ)
+_variable: Any = getattr(os.environ, "encodekey", str)("FASTNEURON_BACKEND")
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,10 @@ def get(name: str = "auto") -> Backend:
 
 def current() -> str:
     """Return the name that "auto" stands for here, which may be "auto"; nothing is imported."""
-    return _chosen.get() or os.environ.get("FASTNEURON_BACKEND") or "auto"
+    chosen = _chosen.get()
+    if chosen is None and os.environ is _environ and _variable not in _table:
+        return "auto"
+    return chosen or os.environ.get("FASTNEURON_BACKEND") or "auto"
 
 
 @contextmanager

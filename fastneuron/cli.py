@@ -22,6 +22,7 @@ ACTIVATIONS = (
 )  # fmt: skip
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
+DTYPES = ("float32", "float64")
 DEMO_EPOCHS = 40
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -79,6 +80,12 @@ def _info(options: argparse.Namespace) -> None:
 
     found = describe()
     print(json.dumps(found, indent=2) if options.json else "\n".join(report(found)))
+
+
+def _warm_up(options: argparse.Namespace) -> None:
+    from fastneuron.commands import warm_up
+
+    warm_up(options)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -189,6 +196,19 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(verb=_info)
     info.add_argument("--json", action="store_true", help="print JSON")
 
+    warmup = verbs.add_parser(
+        "warmup", help="compile the kernels ahead",
+        description="Compile every kernel that is not in the cache yet, so that no training has to "
+        "wait for it: once after an installation or an update, and on every kind of processor.",
+    )  # fmt: skip
+    warmup.set_defaults(verb=_warm_up)
+    warmup.add_argument(
+        "--dtype", type=_dtypes, default=DTYPES, metavar="NAMES",
+        help=f"which of {', '.join(DTYPES)} ({','.join(DTYPES)})",
+    )  # fmt: skip
+    _add_backend(warmup)
+    warmup.add_argument("--json", action="store_true", help="print JSON")
+
     demo = verbs.add_parser(
         "demo",
         help="train on handwritten digits, with and without biases",
@@ -258,6 +278,14 @@ def _share(text: str) -> float:
     if not 0.0 <= value < 1.0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
     return value
+
+
+def _dtypes(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    wrong = [name for name in names if name not in DTYPES]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(DTYPES)}")
+    return names
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""What `fastneuron train` and `fastneuron predict` do, from raw file to file."""
+"""What `fastneuron train`, `fastneuron predict` and `fastneuron warmup` do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron import backends, files
+from fastneuron import backends, files, warmup
 from fastneuron.callbacks import EarlyStopping
 from fastneuron.datasets import stratified_split
 from fastneuron.errors import DataError, FastneuronError, ModelFileError
 from fastneuron.fitting import History
 from fastneuron.network import Sequential, load, mlp
 from fastneuron.optimizers import OPTIMIZERS
+from fastneuron.places import cache_directory
 from fastneuron.preprocessing import (
     CategoryFeature,
     ClassTarget,
@@ -31,7 +33,7 @@ from fastneuron.preprocessing import (
 )
 from fastneuron.tables import Table, read_table
 
-__all__ = ["predict", "train"]
+__all__ = ["predict", "train", "warm_up"]
 
 
 def train(options: argparse.Namespace) -> None:
@@ -117,6 +119,32 @@ def predict(options: argparse.Namespace) -> None:
         _write(Path(options.out), text)
     else:
         print(text, end="")
+
+
+def warm_up(options: argparse.Namespace) -> None:
+    """Compile and keep every kernel, and tell what was there and what it took."""
+    backend = backends.get(options.backend)
+    start = time.perf_counter()
+    kernels = []
+    for kernel in warmup.warm_up(backend.name, options.dtype):
+        kernels.append(kernel)
+        if not options.json:
+            state = "found" if kernel.found else "compiled"
+            print(f"{kernel.dtype}  {kernel.name:18}{state:8} {kernel.seconds:8.3f} s", flush=True)
+    seconds = time.perf_counter() - start
+    if options.json:
+        found = {"backend": backend.name, "place": str(cache_directory()), "seconds": seconds}
+        print(json.dumps({**found, "kernels": [k._asdict() for k in kernels]}, indent=2))
+    elif not kernels:
+        print(f"backend {backend.name}: nothing to compile")
+    else:
+        compiled = sum(not kernel.found for kernel in kernels)
+        print(f"{compiled} compiled, {len(kernels) - compiled} found; {seconds:.1f} s")
+    lost = [kernel.name for kernel in kernels if not kernel.kept]
+    if lost:
+        raise FastneuronError(
+            f"{len(lost)} of {len(kernels)} kernels could not be kept in {cache_directory()}"
+        )
 
 
 def _split(

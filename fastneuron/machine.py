@@ -14,7 +14,7 @@ import numpy as np
 import fastneuron
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, FastneuronError
-from fastneuron.places import cache_directory
+from fastneuron.places import cache_directory, distrust, kept_kernels, kernel_folder
 from fastneuron.threads import requested_threads, usable_cores
 
 # Vector extensions that the kernels gain from, weakest first; others are left out of the report.
@@ -24,6 +24,7 @@ VECTOR_FEATURES = (
     "VSX", "VSX2", "VSX3", "VX", "VXE", "RVV", "LSX",
 )  # fmt: skip
 PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm")
+DTYPES = ("float32", "float64")
 VARIABLES = ("FASTNEURON_BACKEND", "FASTNEURON_NUM_THREADS", "FASTNEURON_CACHE_DIR")
 
 
@@ -42,6 +43,7 @@ def describe() -> dict[str, Any]:
         "threads": _threads(),
         "backends": _backends(),
         "cache": _cache(),
+        "kernels": _kernels(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
     }
 
@@ -117,6 +119,29 @@ def _cache() -> dict[str, Any]:
     }
 
 
+def _kernels() -> dict[str, Any] | None:
+    """Return which kernels of this very version are compiled and kept; None without Numba."""
+    numba = _version("numba")
+    if numba is None:
+        return None
+    folder = kernel_folder(numba)
+    refused = distrust(folder)
+    kept = [] if refused else kept_kernels(folder)
+    names: dict[str, list[str]] = {}
+    for dtype in DTYPES:
+        of_it = (header for header in kept if header.get("dtype") == dtype)
+        names[dtype] = sorted({str(header["kernel"]) for header in of_it})
+    return {"folder": str(folder), "refused": refused, **names}
+
+
+def _kernel_state(kernels: dict[str, Any]) -> str:
+    if kernels["refused"]:
+        return f"not kept: {kernels['refused']}"
+    kept = [f"{dtype}: {', '.join(kernels[dtype]) or 'none'}" for dtype in DTYPES]
+    ahead = "" if all(kernels[dtype] for dtype in DTYPES) else "; fastneuron warmup compiles ahead"
+    return f"compiled for this version: {'; '.join(kept)}{ahead}"
+
+
 def report(found: dict[str, Any]) -> list[str]:
     """Return the lines that show what `describe` found, to be read at 80 columns."""
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found["versions"].items())
@@ -131,6 +156,8 @@ def report(found: dict[str, Any]) -> list[str]:
         ("threads", f"{threads['count'] or 'auto'} ({threads['source']})"),
         ("cache", f"{cache['place']} ({cache['files']} files, {cache['bytes']:,} bytes{writable})"),
     ]
+    if found["kernels"] is not None:
+        items.append(("kernels", _kernel_state(found["kernels"])))
     auto = found["backends"]["auto"]
     items.append(("backend", f"{auto['means'] or 'none'} ({auto['reason']})"))
     for name, backend in found["backends"].items():

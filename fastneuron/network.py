@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastneuron import backends, files, fitting
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.arrays import Array, as_rows, as_targets, as_weights
+from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_finite_rows
 from fastneuron.errors import SpecError
 from fastneuron.initializers import BIAS_INITIALIZERS, WEIGHT_INITIALIZERS
 from fastneuron.kernels.contract import Parameters
@@ -125,10 +125,10 @@ class Sequential:
         DataError
             Where X is not two-dimensional, has the wrong width, or holds NaN or infinity.
         """
-        x = as_rows(X, "X", self.spec.dtype, self.spec.in_features)
-        store = self.parameters
-        with store.lock:
-            return self._live().forward(x)
+        if not fits_finite_rows(X, self._features, self._dtype):
+            X = as_rows(X, "X", self._dtype, self._features)
+        with self.parameters.lock:
+            return self._live().answer(X)
 
     def predict(self, X: Any) -> Array:
         """Return predictions by the loss trained for.
@@ -244,6 +244,8 @@ class Sequential:
 
     def _set(self, store: ParameterStore) -> None:
         self.parameters = store
+        self._features = store.spec.in_features
+        self._dtype = np.dtype(store.spec.dtype)
         self.layers = tuple(Layer(store, i) for i in range(len(store.spec.layers)))
         self._inference: LiveEngine | None = None
         self._inference_name = ""

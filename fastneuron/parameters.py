@@ -168,6 +168,7 @@ class LiveEngine:
         self.proven = False
         self._make = make
         self._held = HeldInterrupts()
+        self._block = max(256, _FORWARD_VALUES // max(store.spec.sizes))  # rows of one forward call
 
     def refresh(self) -> bool:
         """Give the engine the newest parameters; True where it had to load them."""
@@ -220,13 +221,17 @@ class LiveEngine:
 
     def forward(self, x: Array) -> Array:
         """Return the output (n, O) for checked rows x (n, I), in bounded memory."""
-        sizes = self.store.spec.sizes
-        block = max(256, _FORWARD_VALUES // max(sizes))
         with self.store.lock:
+            return self.answer(x)
+
+    def answer(self, x: Array) -> Array:
+        """Do what `forward` does, for a caller who holds the store's lock."""
+        if self.store.owner is not self:
             self.refresh()
-            if len(x) <= block:
-                return self.engine.forward(x)
-            out = np.empty((len(x), sizes[-1]), x.dtype)
-            for start in range(0, len(x), block):
-                out[start : start + block] = self.engine.forward(x[start : start + block])
+        n, block = len(x), self._block
+        if n <= block:
+            return self.engine.forward(x)
+        out = np.empty((n, self.store.spec.sizes[-1]), x.dtype)
+        for start in range(0, n, block):
+            out[start : start + block] = self.engine.forward(x[start : start + block])
         return out

@@ -24,7 +24,7 @@ class Rates:
         self._optimizer = optimizer
         self._schedule = optimizer.schedule
         self._plateau = self._schedule.state()
-        self._table = np.empty((0, 0))  # scalars of the steps from _first on
+        self._table: list[NDArray[np.float64]] = []  # scalars of the steps from _first on
         self._first = 0
 
     @property
@@ -36,7 +36,7 @@ class Rates:
         """Take the metric (lower is better) that a `Plateau` schedule watches."""
         if self._plateau is not None:
             self._plateau.observe(metric)
-            self._table = self._table[:0]
+            self._table = []
 
     def rates(self, first: int, count: int, horizon: Horizon) -> NDArray[np.float64]:
         """Return the learning rates (count,) of the steps from `first` on."""
@@ -52,9 +52,10 @@ class Rates:
         i = step - self._first
         if not 0 <= i < len(self._table):
             i = 0
-            self._table = self.scalars(step, self.rates(step, _AHEAD, Horizon()))
+            table = self.scalars(step, self.rates(step, _AHEAD, Horizon()))
+            self._table = list(table[:, None])
             self._first = step
-        return self._table[i : i + 1]
+        return self._table[i]
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a single step, its training's length unknown."""

@@ -19,6 +19,7 @@ from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import Optimizer, as_optimizer
 from fastneuron.order import Batches, Part, checked_seed
 from fastneuron.parameters import LiveEngine, ParameterStore
+from fastneuron.plans import Plan
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
 from fastneuron.spec import NetworkSpec
@@ -122,6 +123,7 @@ class Trainer:
         self._dtype = np.dtype(self.spec.dtype)
         self._features = self.spec.in_features
         self._outputs = self.spec.out_features
+        self._kind = self.loss.targets if self.loss else None
         self._live = LiveEngine(self._store, self._new_engine, self.backend.name)
         self._rates = Rates(self.optimizer)
         # The reference engine runs Python within a step, where Ctrl-C could cut it in two.
@@ -157,28 +159,37 @@ class Trainer:
         NonFiniteError
             Where the loss or the gradient is not finite; that step is not applied.
         """
-        x, y, weight = self._batch(x, y, sample_weight)
+        # NaN and infinity in arrays that fit already are left to the engine, which finds them in
+        # the loss or the gradient of that very step and applies nothing.
+        kind = self._kind or self._need_loss().targets
+        features, outputs, dtype = self._features, self._outputs, self._dtype
+        if not fits_rows(x, features, dtype):
+            x = as_rows(x, "x", dtype, features)
         n = len(x)
-        with self._store.lock:
-            if self._store.owner is not self._live:
+        if not fits_targets(y, kind, n, outputs, dtype):
+            y = as_targets(y, kind, n, outputs, dtype)
+        weight = None if sample_weight is None else as_weights(sample_weight, n, dtype)
+        store, live = self._store, self._live
+        with store.lock:
+            if store.owner is not live:
                 self._claim()
             if len(self._order) != n:
                 self._order = np.arange(n, dtype=np.int64)
                 self._bounds = np.array([0, n], np.int64)
             self._kept = 0
-            row = self._rates.row(self.step_count)
-            live = self._live
             run = live.guarded_run if self._guard_steps or not live.proven else live.engine.run
+            step = self.step_count
+            row = self._rates.row(step)
             outcome = run(x, y, weight, self._order, self._bounds, row, self._losses)
             if outcome.status:
-                as_rows(x, "x", self._dtype)
+                as_rows(x, "x", dtype)
                 if y.ndim == 2:
-                    as_rows(y, "y", self._dtype)
-                self._diverged(outcome.status, x, self._rates.rate(self.step_count), 0)
-            self.step_count += 1
+                    as_rows(y, "y", dtype)
+                self._diverged(outcome.status, x, self._rates.rate(step), 0)
+            self.step_count = step + 1
             loss = self._losses.item(0)
         if self._guard_steps:
-            self._live.release()
+            live.release()
         return loss
 
     def run(
@@ -291,15 +302,21 @@ class Trainer:
         """Feed the metric (lower is better) that a `Plateau` schedule watches; `fit` does it."""
         self._rates.observe(metric)
 
-    def plan(self) -> dict[str, Any]:
-        """Explain how this trainer computes: backend and why, threads, buffers, phases."""
-        return {
-            **self._live.engine.plan(),
-            "backend": self.backend.name,
-            "reason": self.backend.reason,
-            "batch_size": self.batch_size,
-            "n_parameters": self.spec.n_parameters,
-        }
+    @property
+    def plan(self) -> Plan:
+        """How this trainer computes and why, to be printed, or looked up like a dictionary."""
+        said = self._live.engine.plan()
+        return Plan(
+            {
+                "threads": said.pop("n_threads", None),
+                "why": said.pop("threads_reason", ""),
+                **said,
+                "backend": self.backend.name,
+                "reason": self.backend.reason,
+                "batch_size": self.batch_size,
+                "n_parameters": self.spec.n_parameters,
+            }
+        )
 
     def checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
         """Return data as engines take it; `chunks` wants it so."""
@@ -399,23 +416,6 @@ class Trainer:
                 f"from {', '.join(LOSSES)}; or use forward(x) and update(dout)"
             )
         return self.loss
-
-    def _batch(self, x: Any, y: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
-        """Return what `checked` does, in a microsecond where the arrays fit already.
-
-        NaN and infinity in them are left to the engine, which finds them in the loss or the
-        gradient of that very step and applies nothing.
-        """
-        kind = self._need_loss().targets
-        features, outputs, dtype = self._features, self._outputs, self._dtype
-        if not fits_rows(x, features, dtype):
-            x = as_rows(x, "x", dtype, features)
-        n = len(x)
-        if not fits_targets(y, kind, n, outputs, dtype):
-            y = as_targets(y, kind, n, outputs, dtype)
-        if sample_weight is None:
-            return x, y, None
-        return x, y, as_weights(sample_weight, n, dtype)
 
     def _diverged(self, status: Status, x: Array | None, rate: float, epoch: int) -> NoReturn:
         raise diverged(

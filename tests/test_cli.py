@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastneuron
-from fastneuron import backends, cli, demo
+from fastneuron import backends, cli, demo, machine, warmup
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.cli import main
 from fastneuron.datasets import load_digits, make_linear
@@ -88,9 +88,10 @@ def test_names_in_help_are_those_of_the_tables() -> None:
     assert tuple(OPTIMIZERS) == cli.OPTIMIZERS
     assert ("auto", *backends.NAMES) == cli.BACKENDS
     assert demo.EPOCHS == cli.DEMO_EPOCHS
+    assert cli.DTYPES == warmup.DTYPES == machine.DTYPES
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["predict"], ["info"], ["demo"]])
+@pytest.mark.parametrize("verb", [[], ["train"], ["predict"], ["info"], ["warmup"], ["demo"]])
 def test_help_is_readable_at_80_columns(
     verb: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +112,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["fly"],
         ["train"],
         ["train", "x.csv"],
+        ["warmup", "--dtype", "float16"],
+        ["warmup", "--dtype", ""],
         ["train", "x.csv", "--target", "y", "--epochs", "0"],
         ["train", "x.csv", "--target", "y", "--epochs", "1.5"],
         ["train", "x.csv", "--target", "y", "--epochs", "9" * 30],
@@ -397,6 +400,55 @@ def test_info_survives_without_numba_and_with_nonsense_settings(tmp_path: Path) 
     assert (done.returncode, done.stderr) == (0, "")
     assert "FASTNEURON_NUM_THREADS must be a whole number" in " ".join(done.stdout.split())
     assert "unknown backend 'abacus'" in " ".join(done.stdout.split())
+
+
+def test_info_shows_which_kernels_are_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    monkeypatch.setenv("FASTNEURON_CACHE_DIR", str(tmp_path))
+    assert main(["info"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "float32: none; float64: none; fastneuron warmup compiles ahead" in shown
+    assert main(["info", "--json"]) == 0
+    folder = Path(json.loads(capsys.readouterr().out)["kernels"]["folder"])
+    assert folder.parent == tmp_path
+    folder.mkdir()
+    for dtype in ("float32", "float64"):
+        header = {"kernel": "train", "dtype": dtype}
+        (folder / f"train-{dtype}.kernel").write_text(json.dumps(header) + "\n")
+    assert main(["info"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "compiled for this version: float32: train; float64: train backend" in shown
+    if hasattr(os, "getuid"):
+        folder.chmod(0o777)
+        assert main(["info"]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "not kept:" in shown
+        assert "can be written by other users (mode 777)" in shown
+
+
+def test_warming_up_a_backend_that_compiles_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["warmup", *FAST, "--dtype", "float64,float32"]) == 0
+    assert capsys.readouterr().out == "backend numpy: nothing to compile\n"
+
+
+def test_warming_up_tells_what_was_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it does is tested with the cache; here is what it says."""
+    met = [
+        warmup.Kernel("train", "float32", found=False, kept=True, seconds=8.0),
+        warmup.Kernel("infer", "float32", found=True, kept=True, seconds=0.0625),
+    ]
+    monkeypatch.setattr(warmup, "warm_up", lambda backend, dtypes: iter(met))
+    assert main(["warmup", *FAST]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["float32", "train", "compiled", "8.000", "s"]
+    assert lines[1].split() == ["float32", "infer", "found", "0.062", "s"]
+    assert lines[2].startswith("1 compiled, 1 found; ")
+    assert main(["warmup", *FAST, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"][0] == met[0]._asdict()
 
 
 def test_demo_reports_both_networks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "fastneuron"
 
 #: The rooms of each floor, from the ground up; rooms of one floor do not see each other.
 HOUSE = (
-    ("errors", "places", "interrupts"),
+    ("errors", "places", "interrupts", "plans"),
     ("registry", "order"),
     ("descriptions", "threads", "arrays", "activations", "losses", "initializers"),
     ("schedules", "spec"),
@@ -29,7 +29,7 @@ HOUSE = (
     ("kernels.blocked",),
     ("kernels.numba_cpu", "kernels.cython_cpu"),
     ("backends", "parameters", "divergence"),
-    ("ops", "trainer", "callbacks", "files"),
+    ("ops", "trainer", "callbacks", "files", "warmup"),
     ("fitting",),
     ("network",),
     ("tables", "datasets"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -154,6 +155,45 @@ def test_forward_refuses_what_does_not_fit(X: Any, message: str) -> None:
         fn.mlp([3, 2], seed=0).forward(X)
 
 
+def test_forward_takes_a_fitting_array_without_a_copy_and_checks_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = fn.mlp([3, 4, 1], "tanh", seed=0)
+    X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    want = net.forward(X.astype(float))
+    given: list[Any] = []
+    engine = net._live().engine
+    forward = engine.forward
+    monkeypatch.setattr(engine, "forward", lambda x: given.append(x) or forward(x))
+    np.testing.assert_array_equal(net.forward(X), want)
+    frozen = X.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(net.forward(frozen), want)
+    assert given[0] is X
+    assert given[1] is frozen
+    for wrong in (np.nan, np.inf, -np.inf):
+        bad = X.copy()
+        bad[2, 1] = wrong
+        with pytest.raises(fn.DataError, match="row 2, column 1"):
+            net.forward(bad)
+    huge = np.full((1, 3), 3e38, np.float32)  # finite, though its squares are not
+    assert np.isfinite(net.forward(huge)).all()
+
+
+def test_the_environment_may_choose_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTNEURON_BACKEND", raising=False)
+    net = fn.mlp([3, 4, 1], seed=0)
+    assert backends.current() == "auto"
+    net.forward(np.ones((1, 3)))
+    monkeypatch.setenv("FASTNEURON_BACKEND", "numpy")
+    assert backends.current() == "numpy"
+    assert net._live().backend == "numpy"
+    with backends.use("auto"):
+        assert backends.current() == "auto"
+    monkeypatch.setattr(os, "environ", {"FASTNEURON_BACKEND": "cython"})
+    assert backends.current() == "cython"
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))])
 def test_copies_carry_the_newest_parameters_and_live_apart(duplicate: Any) -> None:
     X = np.random.default_rng(0).normal(size=(20, 3))
@@ -173,7 +213,18 @@ def test_a_large_forward_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> 
     X = np.random.default_rng(0).normal(size=(1000, 3))
     want = net.forward(X)
     monkeypatch.setattr("fastneuron.parameters._FORWARD_VALUES", 1)
-    np.testing.assert_allclose(net.forward(X), want, rtol=1e-6)
+    asked: list[int] = []
+    twin = fn.mlp([3, 4, 1], seed=0)
+    engine = twin._live().engine
+    forward = engine.forward
+
+    def counted(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        asked.append(len(x))
+        return forward(x)
+
+    monkeypatch.setattr(engine, "forward", counted)
+    np.testing.assert_allclose(twin.forward(X), want, rtol=1e-6)
+    assert asked == [256, 256, 256, 232]
 
 
 def test_threads_may_share_a_network(backend: backends.Backend) -> None:

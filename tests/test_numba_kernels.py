@@ -1,11 +1,7 @@
-"""What stands below the Numba engine: tile, transposition, exponentials, barrier, cache."""
+"""What stands below the Numba engine: tile, transposition, exponentials, barrier."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +10,7 @@ import pytest
 pytest.importorskip("numba", reason="numba is not installed")
 
 from fastneuron.kernels import stages
-from fastneuron.kernels.numba_cpu import cache, scalar, sync, views
+from fastneuron.kernels.numba_cpu import scalar, sync, views
 from fastneuron.kernels.numba_cpu.jit import inner, kernel, uniform
 from fastneuron.kernels.numba_cpu.rows import product
 from fastneuron.kernels.numba_cpu.tile import PLAIN, RELU_GATE, RELU_OUTPUT, TALL, lane_count
@@ -301,54 +297,3 @@ def test_views_are_slices() -> None:
     matrix = np.arange(30.0).reshape(5, 6)
     assert sum_of_views(matrix, 2, 1, 3) == matrix[2, 1:4].sum()
     assert sum_of_views(matrix, 4, 5, 0) == 0.0
-
-
-SMALL_KERNEL = """
-import numpy as np
-from fastneuron.kernels.numba_cpu import SLOTS
-z = np.array([[1.0, -2.0]])
-assert SLOTS["bias_act_forward"](z, None, "relu").tolist() == [[1.0, 0.0]]
-from fastneuron.kernels.numba_cpu.slot_kernels import bias_act
-print(sum(bias_act.stats.cache_hits.values()), sum(bias_act.stats.cache_misses.values()))
-"""
-
-
-def run_small_kernel(folder: Path) -> tuple[int, int, str]:
-    """Return cache hits, cache misses, and standard error of a new process."""
-    environment = {**os.environ, "FASTNEURON_CACHE_DIR": str(folder)}
-    done = subprocess.run(
-        [sys.executable, "-c", SMALL_KERNEL], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    hits, misses = map(int, done.stdout.split())
-    return hits, misses, done.stderr
-
-
-def test_the_cache_is_hit_and_survives_damage(tmp_path: Path) -> None:
-    assert run_small_kernel(tmp_path)[:2] == (0, 1)
-    assert run_small_kernel(tmp_path) == (1, 0, "")
-    files = list(tmp_path.rglob("*.nbc")) + list(tmp_path.rglob("*.nbi"))
-    assert files
-    for damaged in files:
-        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    assert run_small_kernel(tmp_path) == (0, 1, "")
-    assert run_small_kernel(tmp_path)[:2] == (1, 0)
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning(tmp_path: Path) -> None:
-    blocker = tmp_path / "file"
-    blocker.write_text("not a folder")
-    _hits, _misses, stderr = run_small_kernel(blocker)
-    assert stderr.count("FASTNEURON_CACHE_DIR") == 1
-    assert "Traceback" not in stderr
-
-
-def test_the_digest_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FASTNEURON_CACHE_DIR", str(tmp_path))
-    cache._folder.cache_clear()
-    try:
-        folder = cache._folder()
-    finally:
-        cache._folder.cache_clear()
-    assert folder.parent == tmp_path
-    assert cache.kernel_digest() in folder.name

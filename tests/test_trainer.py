@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import fastneuron as fn
 from fastneuron import backends
 from fastneuron.losses import LOSSES
+from fastneuron.plans import Plan
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(50, 4)).astype(np.float32)
@@ -281,7 +284,99 @@ def test_threads_come_from_the_argument_or_the_environment(
 
 
 def test_the_plan_explains_itself(backend: backends.Backend) -> None:
-    plan = fn.Trainer(network(), "mse", backend=backend.name).plan()
+    plan = fn.Trainer(network(), "mse", backend=backend.name).plan
     assert plan["backend"] == backend.name
     assert backend.name in plan["reason"]
     assert plan["n_parameters"] == 4 * 6 + 6 + 6 * 2 + 2
+    assert "threads" in plan
+    assert plan["why"]
+    assert dict(plan) == {name: plan[name] for name in plan}
+    with pytest.raises(TypeError):
+        plan["threads"] = 3  # type: ignore[index]
+    lines = repr(plan).splitlines()
+    width = len(lines[0]) - len(lines[0].partition("  ")[2].lstrip())
+    assert lines[0] == f"{'backend':{width}}{backend.name} ({plan['reason']})"
+    assert lines[1].startswith(f"{'threads':{width}}")
+    assert plan["why"] in lines[1]
+    assert all(line[width - 2 : width] == "  " for line in lines)
+    for phase in plan["phases"]:
+        assert phase in repr(plan)
+
+
+def test_a_plan_shows_numbers_with_their_units() -> None:
+    values = {
+        "threads": 2,
+        "why": "as requested",
+        "state_bytes": 1234567,
+        "predicted_seconds": 0.00025,
+        "measured_ns_per_multiply_add": {1: 0.02, 12: 1500.0},
+        "measured_ms": None,
+        "phases": [],
+        "shares": [0.5, True],
+        "odd": {},
+    }
+    want = """\
+threads                    2 (as requested)
+phases                     none
+state bytes                1,234,567
+predicted                  250 us
+measured per multiply add  1   0.02 ns
+                           12  1.5 us
+measured                   unknown
+shares                     0.5
+                           yes
+odd                        none yet"""
+    assert repr(Plan(values)) == want
+    assert repr(Plan({"reason": "alone"})) == "reason  alone"
+    assert repr(Plan({})) == ""
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+import numpy as np
+import fastneuron as fn
+
+sizes, batch = [1024, 2048, 2048, 1024], 512
+X = np.random.default_rng(0).standard_normal((4 * batch, 1024), dtype=np.float32)
+# Compiles, where the cache does not have it, before anything is measured.
+fn.Trainer(fn.mlp([2, 3, 1], seed=0), "mse", "sgd", backend="numba").step(X[:4, :2], X[:4, :1])
+
+sent = []
+def interrupt():
+    sent.append(time.perf_counter())
+    os.kill(os.getpid(), signal.SIGINT)
+
+class Watch(fn.Callback):
+    def on_chunk_end(self, state):
+        if state.step == 1:
+            threading.Timer(0.2, interrupt).start()
+
+net = fn.mlp(sizes, seed=0)
+settings = {"loss": "mse", "optimizer": fn.SGD(0.01), "batch_size": batch, "backend": "numba"}
+try:
+    net.fit(X, X, epochs=100_000, callbacks=[Watch()], **settings)
+except KeyboardInterrupt:
+    took = time.perf_counter() - sent[0]
+assert np.isfinite(net.forward(X[:3])).all()
+# The parameters are those after some whole number of steps.
+twin = fn.mlp(sizes, seed=0)
+trainer = fn.Trainer(twin, **settings)
+for _ in trainer.chunks(*trainer.checked(X, X, None), 100_000, span=False):
+    if np.array_equal(twin.layers[1].weight, net.layers[1].weight):
+        break
+    assert trainer.step_count < 1000, "no whole number of steps"
+for a, b in zip(net.layers, twin.layers):
+    assert np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias)
+print(trainer.step_count, took)
+"""
+
+
+def test_ctrl_c_in_a_large_fit_leaves_whole_steps() -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    steps, took = done.stdout.split()
+    assert int(steps) >= 1
+    assert float(took) < 5  # half a second is what is wanted; a hang is what is looked for

@@ -120,12 +120,12 @@ class _Loop:
 class _Emitter:
     """Emits the IR of one tile of one width: sums in registers, epilogue, stores."""
 
-    def __init__(self, builder: Any, base: Any, dtype: types.Type, pitch: int, width: int) -> None:
+    def __init__(self, builder: Any, base: Any, dtype: Any, pitch: int, width: int) -> None:
         self.builder = builder
         self.base = base
         self.pitch = pitch  # lanes from one panel row to the next
         self.width = width  # lanes that are computed
-        self.itemsize = dtype.bitwidth // 8  # type: ignore[attr-defined]
+        self.itemsize = dtype.bitwidth // 8
         scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
         self.vector = ir.VectorType(scalar, width)
         self.fma = cgutils.get_or_insert_function(

@@ -19,13 +19,17 @@ from fastneuron.kernels.numba_cpu.views import fill, row, run
 
 @inner
 def locate(head, layers, ticket, width):
-    """Return (layer, output panel, input panel) of a tile number."""
+    """Return (layer, output panel, input panel) of a tile number.
+
+    Neighbours share the input panel: it stays in cache while the layer's deltas pass by.
+    """
     index = head[at.N_LAYERS] - 1
     while ticket < layers[index, at.FIRST_TILE]:
         index -= 1
-    inner_number = ticket - layers[index, at.FIRST_TILE]
-    input_panels = (layers[index, at.INPUTS] + width - 1) // width
-    return index, inner_number // input_panels, inner_number % input_panels
+    number = ticket - layers[index, at.FIRST_TILE]
+    output_panels = (layers[index, at.OUTPUTS] + width - 1) // width
+    p = number // output_panels
+    return index, number - p * output_panels, p
 
 
 @inner

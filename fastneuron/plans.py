@@ -1,0 +1,96 @@
+"""What an engine says of itself, to be looked up by programs and read by people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# What is shown first, and beside which value its reason stands. An engine may say more, which is
+# shown after these.
+_REASONS = {"backend": "reason", "threads": "why"}
+_FIRST = ("backend", "threads", "batch_size", "n_parameters", "phases", "tiles")
+# Parts of names that tell a unit of time, in seconds.
+_UNITS = {"seconds": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_UNIT = re.compile(rf"_({'|'.join(_UNITS)})(?=_|$)")
+
+
+class Plan(Mapping[str, Any]):
+    """A read-only mapping that prints as aligned lines.
+
+    Parameters
+    ----------
+    values : mapping of str to JSON values
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        reasons = set(_REASONS.values())
+        names = [name for name in _FIRST if name in self]
+        names += [name for name in self if name not in names and name not in reasons]
+        rows: list[tuple[str, str]] = []
+        for name in names:
+            lines = _lines(name, self[name])
+            reason = self.get(_REASONS.get(name, ""))
+            if reason:
+                lines[0] += f" ({reason})"
+            rows.append((_label(name), lines[0]))
+            rows += [("", line) for line in lines[1:]]
+        rows += [(name, str(self[name])) for name in reasons if name in self and self._alone(name)]
+        width = max((len(label) for label, _ in rows), default=0)
+        return "\n".join(f"{label:{width}}  {text}".rstrip() for label, text in rows)
+
+    def _alone(self, reason: str) -> bool:
+        """Return whether a reason stands beside nothing."""
+        return not any(beside in self for beside, name in _REASONS.items() if name == reason)
+
+
+def _label(name: str) -> str:
+    return _UNIT.sub("", name).removeprefix("n_").replace("_", " ")
+
+
+def _lines(name: str, value: Any) -> list[str]:
+    """Return a value as at least one line."""
+    if isinstance(value, Mapping):
+        if not value:
+            return ["none yet"]
+        names = [str(key) for key in value]
+        width = max(map(len, names))
+        parts = [_lines(name, part) for part in value.values()]
+        return [
+            f"{key if i == 0 else '':{width}}  {line}"
+            for key, lines in zip(names, parts, strict=True)
+            for i, line in enumerate(lines)
+        ]
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [line for part in value for line in _lines(name, part)] or ["none"]
+    return [_text(name, value)]
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    if not isinstance(value, (int, float)):
+        return str(value)
+    unit = _UNIT.search(name)
+    if unit is not None:
+        return _duration(value * _UNITS[unit[1]])
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
