@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastneuron.kernels import layout as at
 from fastneuron.kernels import stages
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Status
-from fastneuron.kernels.cost import Pace, choose_threads
+from fastneuron.kernels.cost import WORK_TO_WAKE, Pace, choose_threads
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
 from fastneuron.losses import Loss
 from fastneuron.optimizers import N_SCALARS, Optimizer
@@ -144,9 +144,11 @@ class BlockedEngine(Engine):
 
         The caller holds the turn; the call is worth `steps` times `step_work` multiply-adds.
         """
-        planned = choose_threads(step_work, steps, self._max_threads, self.n_threads).threads
+        planned = self.n_threads or 1
+        if self.n_threads is None and step_work * steps >= WORK_TO_WAKE:
+            planned = choose_threads(step_work, steps, self._max_threads, None).threads
         words = self._words
-        words[: stages.WORDS] = 0
+        words.fill(0)
         if planned == 1:
             worker(*arguments, words, 0, 1)
         else:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +51,7 @@ class Status(IntEnum):
     GRADIENT_NOT_FINITE = 2  # the squared norm of the step's gradient is; that step was not applied
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """Result of `Engine.run` and `Engine.update`: how it ended, and how many whole steps."""
 
     status: Status

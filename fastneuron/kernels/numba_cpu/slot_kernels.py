@@ -151,6 +151,38 @@ def loss_rows(code, out, labels, targets, weight, rows, dout, arena):
 
 
 @kernel
-def update_run(kind, p, g, m, v, scalars, clip):
-    """One optimizer update of a run of parameters."""
-    update(kind, p, g, m, v, scalars, clip, 1)
+def update_run(kind, p, g, m, v, scalars, clip, arena):
+    """One optimizer update of a run of parameters; `arena` has four panel rows for its tail."""
+    width = lanes(arena)
+    size = p.shape[0]
+    whole = size - size % width
+    update(
+        kind,
+        run(p, 0, whole),
+        run(g, 0, whole),
+        run(m, 0, whole),
+        run(v, 0, whole),
+        scalars,
+        clip,
+        1,
+    )
+    if whole < size:
+        rest = size - whole
+        fill(run(arena, 0, 4 * width), arena.dtype.type(0.0))
+        copy(run(arena, 0, rest), run(p, whole, rest))
+        copy(run(arena, width, rest), run(g, whole, rest))
+        copy(run(arena, 2 * width, rest), run(m, whole, rest))
+        copy(run(arena, 3 * width, rest), run(v, whole, rest))
+        update(
+            kind,
+            run(arena, 0, width),
+            run(arena, width, width),
+            run(arena, 2 * width, width),
+            run(arena, 3 * width, width),
+            scalars,
+            clip,
+            1,
+        )
+        copy(run(m, whole, rest), run(arena, 2 * width, rest))
+        copy(run(v, whole, rest), run(arena, 3 * width, rest))
+        copy(run(p, whole, rest), run(arena, 0, rest))

@@ -122,10 +122,14 @@ def _update_slot(name: str, kind: int) -> Callable[..., None]:
         p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
     ) -> None:
         first, second = (*moments, p, p)[:2]  # a kind without moments never looks at them
-        update_run(kind, p, uniform(g), first, second, uniform(scalars), float(clip_scale))
+        scratch = _arena(p, 4)
+        given = uniform(g), first, second, uniform(scalars)
+        update_run(int(kind), p, *given, float(clip_scale), scratch)
 
     update.__name__ = update.__qualname__ = name
-    update.__doc__ = "One loop over the run; every element on its own."
+    update.__doc__ = (
+        "Vectors over the run, its tail through a scratch row; every element on its own."
+    )
     return update
 
 

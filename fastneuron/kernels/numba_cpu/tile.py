@@ -70,7 +70,8 @@ def lane_count(dtype: Any) -> int:
     return 2 * VECTOR_BYTES // np.dtype(dtype).itemsize
 
 
-def _ir_lanes(dtype: Any) -> int:
+def ir_lanes(dtype: Any) -> int:
+    """Return the same for a Numba type."""
     return 2 * VECTOR_BYTES * 8 // dtype.bitwidth
 
 
@@ -79,7 +80,7 @@ def lanes(typingctx: Any, arena: Any) -> Any:
     """Panel width for the arena's dtype, a constant in the compiled code."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(ir.IntType(64), _ir_lanes(signature.args[0].dtype))
+        return ir.Constant(ir.IntType(64), ir_lanes(signature.args[0].dtype))
 
     return types.int64(arena), codegen
 
@@ -292,7 +293,7 @@ def tile(
     if not all(isinstance(argument, types.IntegerLiteral) for argument in literals):
         return None
     n_rows, row_walk, with_ones = (argument.literal_value for argument in literals)
-    pitch = _ir_lanes(arena.dtype)
+    pitch = ir_lanes(arena.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         columns_value, epilogue_value = args[3:5]
