@@ -245,7 +245,7 @@ for _activation in (
         f=_sigmoid,
         df=_sigmoid_df,
         lipschitz=0.25,
-        ulp=2.0,
+        ulp=2.5,
     ),
     Activation(
         name="tanh",

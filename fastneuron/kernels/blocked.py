@@ -283,8 +283,8 @@ class BlockedEngine(Engine):
             "multiply_adds_per_step": work,
             "phases": [
                 "A rows: gather, forward, loss, deltas",
-                "B tiles: weight and bias gradients",
-                "B tiles: optimizer update, transposed copy",
+                "B tiles: weight and bias gradients, optimizer update, transposed copy",
+                "B in two visits, gradients first, to clip or where they may overflow",
             ],
             "tiles": int(self._layout.head[at.N_TILES]),
             **self._layout.explain(),

@@ -107,11 +107,15 @@ def gate(code, d, saved):
             slope = (mills(t) - density * t) * bell(t)  # at -t
             d[i] = d[i] * (one - slope if saved[i] > zero else slope)
     elif code == SILU:
+        # s(|z|) = w, s(-|z|) = e w: one of the two is 1 - s(z), and neither is a difference.
         flat = d.dtype.type(_SILU_FLAT)
         for i in range(n):
             z = clamp(saved[i], flat)
-            s = sigmoid(z)
-            d[i] = d[i] * (s * (one + z * (one - s)))
+            size = abs(z)
+            e = decay(-size)
+            w = one / (one + e)
+            share = size * (e * w)
+            d[i] = d[i] * (w * (one + share if z > zero else e - share))
     elif code == SOFTPLUS:
         for i in range(n):
             d[i] = d[i] * -expm1(-saved[i])

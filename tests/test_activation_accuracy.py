@@ -1,0 +1,243 @@
+"""The published table of rounding errors, docs/accuracy.md, against the Numba kernels.
+
+``python tests/test_activation_accuracy.py`` measures anew and prints the table's rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="numba is not installed")
+
+import numba
+
+from fastneuron.activations import ACTIVATIONS
+from fastneuron.kernels.numba_cpu import SLOTS, scalar
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
+DTYPES = ["float32", "float64"]
+# Long double has 63 bits after the point on x86; where it is only a double it proves nothing.
+PROVES = {"float32": True, "float64": np.finfo(np.longdouble).nmant >= 63}
+WIDER = {"float32": np.float64, "float64": np.longdouble}
+
+
+@numba.njit(error_model="numpy")
+def call_exp(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = scalar.exp(x[i])
+
+
+@numba.njit(error_model="numpy")
+def call_expm1(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = scalar.expm1(x[i])
+
+
+@numba.njit(error_model="numpy")
+def call_log1p(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = scalar.log1p_unit(x[i])
+
+
+def upper_tail(t: Any) -> Any:
+    """The normal distribution's Q(t) for 0 <= t <= 60, in t's dtype."""
+    if t.dtype == np.float64:
+        half = map(math.erfc, (t * math.sqrt(0.5)).tolist())
+        return 0.5 * np.fromiter(half, np.float64, t.size)
+    # Long double: Q = phi M; M by its power series (Q(0) - Q = phi sum t^(2k+1) / (2k+1)!!) below
+    # 2.5, by its continued fraction above. t^2 in two parts, since phi magnifies its error t^2 / 2
+    # times.
+    high = t.astype(np.float32).astype(t.dtype)
+    bell = np.exp(-(high**2) / 2) * np.exp(-(t - high) * (t + high) / 2)
+    phi = bell / np.sqrt(2 * np.arccos(np.longdouble(-1)))
+    small = np.minimum(t, 2.5)
+    term, total = small.copy(), small.copy()
+    for k in range(1, 60):
+        term = term * small**2 / (2 * k + 1)
+        total += term
+    large = np.maximum(t, 2.5)
+    fraction = large.copy()
+    for k in range(300, 0, -1):
+        fraction = large + k / fraction
+    return np.where(t < 2.5, 0.5 - phi * total, phi / fraction)
+
+
+def wide_gelu(z: Any) -> Any:
+    t = np.minimum(np.abs(z), 60)
+    return np.maximum(z, 0) - t * upper_tail(t)
+
+
+def wide_gelu_gate(z: Any) -> Any:
+    t = np.minimum(np.abs(z), 60)
+    below = upper_tail(t) - t * np.exp(-(t**2) / 2) / np.sqrt(2 * np.arccos(z.dtype.type(-1)))
+    return np.where(z > 0, 1 - below, np.where(np.isnan(z), z, below))
+
+
+def wide_silu_gate(z: Any) -> Any:
+    z = np.clip(z, -2000, 2000)
+    e = np.exp(-np.abs(z))
+    share = np.abs(z) * e / (1 + e)
+    return np.where(z > 0, 1 + share, e - share) / (1 + e)
+
+
+Function = Callable[[Any], Any]
+WIDE: dict[str, Function] = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log1p": np.log1p,
+    "identity": np.positive,
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.where(z < 0, z / 100, z),
+    "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "gelu": wide_gelu,
+    "silu": lambda z: np.maximum(z, -2000) / (1 + np.exp(-np.maximum(z, -2000))),
+    "softplus": lambda z: np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z))),
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+}
+# Of what is saved, a or z: the rounding of a is the forward pass's.
+WIDE_GATE: dict[str, Function] = {
+    "identity": np.ones_like,
+    "relu": lambda a: np.where(a > 0, 1.0, 0.0),
+    "leaky_relu": lambda a: np.where(a > 0, 1, a.dtype.type(1) / 100),
+    "elu": lambda a: np.where(a > 0, 1, a + 1),
+    "gelu": wide_gelu_gate,
+    "silu": wide_silu_gate,
+    "softplus": lambda a: -np.expm1(-a),
+    "sigmoid": lambda a: a * (1 - a),
+    "tanh": lambda a: 1 - a * a,
+}
+DOMAIN = {"expm1": (-np.inf, 80), "log1p": (0, 1)}
+NAMES = ["exp", *DOMAIN, *ACTIVATIONS]
+
+
+@cache
+def arguments(dtype: str) -> Any:
+    """Every 4099th float32, NaN patterns too, every 509th from 2^-12 to 128, and the special ones.
+
+    float64 cannot be walked so: 80,000 are drawn, most of them where the functions bend.
+    """
+    info = np.finfo(dtype)
+    special = [0.0, np.inf, np.nan, info.max, info.smallest_normal, info.smallest_subnormal]
+    if dtype == "float32":
+        low, high = np.array([2.0**-12, 128], np.float32).view(np.uint32)
+        near = np.arange(low, high, 509, dtype=np.uint32)
+        every = np.arange(0, 2**31, 4099, dtype=np.uint32)
+        sizes = np.concatenate([near, every]).view(np.float32)
+    else:
+        rng = np.random.default_rng(0)
+        sizes = np.concatenate([
+            rng.uniform(0, 1, 20_000),
+            rng.uniform(0, 8, 20_000),
+            rng.uniform(0, 40, 20_000),
+            rng.uniform(0, 760, 10_000),
+            np.exp2(rng.uniform(-1074, 1023, 10_000)),
+        ])  # fmt: skip
+    sizes = np.concatenate([sizes.astype(dtype), np.array(special, dtype)])
+    return np.concatenate([sizes, -sizes])
+
+
+def computed(name: str, x: Any) -> Any:
+    if name in ACTIVATIONS:
+        return SLOTS["bias_act_forward"](x[None], None, name)[0]
+    got = np.empty_like(x)
+    {"exp": call_exp, "expm1": call_expm1, "log1p": call_log1p}[name](x, got)
+    return got
+
+
+def worst(got: Any, want: Any, x: Any, unit: Any) -> tuple[float, float]:
+    """The largest error in units, past the smallest normal number, and where it is."""
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    rounded = want.astype(got.dtype)
+    infinite = np.isinf(rounded) & (np.abs(x) > 1e30)
+    np.testing.assert_array_equal(got[infinite], rounded[infinite])
+    finite = np.isfinite(got) & np.isfinite(rounded)
+    # A number next to overflow may round the other way; everything else is finite on both sides.
+    assert (finite | np.isnan(got) | (np.abs(want) >= np.finfo(got.dtype).max)).all()
+    error = np.abs(got[finite] - want[finite]) - np.finfo(got.dtype).smallest_normal
+    ulps = np.maximum(error, 0) / (unit if np.isscalar(unit) else unit[finite])
+    at = int(np.argmax(ulps))
+    return float(ulps[at]), float(x[finite][at])
+
+
+def measured(name: str, dtype: str) -> tuple[float, float]:
+    """The largest error of a function, in ulps of the exact result."""
+    x = arguments(dtype)
+    low, high = DOMAIN.get(name, (-np.inf, np.inf))
+    x = x[(x >= low) & (x <= high)] if name in DOMAIN else x  # NaN falls out too
+    with np.errstate(all="ignore"):
+        want = WIDE[name](x.astype(WIDER[dtype]))
+        unit = np.spacing(np.abs(want).astype(dtype)).astype(want.dtype)
+        return worst(computed(name, x), want, x, unit)
+
+
+def measured_gate(name: str, dtype: str) -> tuple[float, float]:
+    """The largest error of a gate, in ulps of 1: slopes are of that size, with zeros between."""
+    x = arguments(dtype)
+    saved = x if ACTIVATIONS[name].saves == "z" else computed(name, x)
+    got = SLOTS["act_bias_backward"](np.ones_like(x)[None], saved[None], name, False)[0][0]
+    with np.errstate(all="ignore"):
+        want = WIDE_GATE[name](saved.astype(WIDER[dtype]))
+    if name in ("relu", "leaky_relu", "elu", "identity"):
+        want[np.isnan(saved)] = got[np.isnan(saved)]  # the slope at NaN is a case of a select
+    return worst(got, want, saved, float(np.finfo(dtype).eps))
+
+
+@cache
+def published() -> dict[tuple[str, str], float]:
+    """Function or gate, dtype -> ulps, as the document states them."""
+    figures = {}
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            name, single, _seen, _at, double, *_rest = line.strip("| ").split(" | ")
+            figures[name.strip("`"), "float32"] = float(single)
+            figures[name.strip("`"), "float64"] = float(double)
+    return figures
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_functions_keep_their_published_ulps(name: str, dtype: str) -> None:
+    if not PROVES[dtype]:
+        pytest.skip("long double is no wider than double here")
+    got, at = measured(name, dtype)
+    assert got <= published()[name, dtype], f"{name} at {at!r}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_gates_keep_their_published_ulps(name: str, dtype: str) -> None:
+    if not PROVES[dtype]:
+        pytest.skip("long double is no wider than double here")
+    got, at = measured_gate(name, dtype)
+    assert got <= published()[f"{name} gate", dtype], f"{name} at {at!r}"
+
+
+def test_the_table_of_activations_allows_what_is_published() -> None:
+    for name, entry in ACTIVATIONS.items():
+        for dtype in DTYPES:
+            assert published()[name, dtype] <= entry.ulp, name
+
+
+def rows() -> list[str]:
+    """The document's table: what is published, what is measured here, and at which argument."""
+    lines = []
+    for name in [*NAMES, *(f"{name} gate" for name in ACTIVATIONS)]:
+        measure = measured_gate if name.endswith(" gate") else measured
+        cells = []
+        for dtype in DTYPES:
+            ulps, at = measure(name.removesuffix(" gate"), dtype)
+            cells.append(f"{published()[name, dtype]} | {ulps:.2f} | {at:.6g}")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))
