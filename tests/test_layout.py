@@ -133,6 +133,13 @@ def test_the_pace_finds_the_faster_way_and_notices_a_change() -> None:
     assert picked[-LAST_TRIAL:].count(1) <= 2
 
 
+def test_one_disturbed_call_does_not_cost_the_team() -> None:
+    pace = Pace()
+    run_calls(pace, {1: 2.0, 2: 1.0}, 100)
+    run_calls(pace, {1: 2.0, 2: 9.0}, 1)
+    assert run_calls(pace, {1: 2.0, 2: 1.0}, 20).count(2) >= 18
+
+
 def test_the_pace_leaves_a_serial_plan_alone() -> None:
     pace = Pace()
     assert [pace.pick(1) for _ in range(5)] == [1] * 5

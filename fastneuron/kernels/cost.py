@@ -64,7 +64,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._pace: dict[int, float] = {}  # threads -> smoothed seconds a multiply-add
+        self._pace: dict[int, float] = {}  # threads -> seconds a multiply-add, lately
         self._best: dict[int, float] = {}  # threads -> the lowest seen
         self._interval = FIRST_TRIAL
         self._left = FIRST_TRIAL  # calls until the next trial
@@ -88,11 +88,15 @@ class Pace:
             return
         now = seconds / work
         leader = self._leader(planned)
-        self._pace[threads] = 0.5 * (now + self._pace.get(threads, now))
+        # A call can be disturbed, it cannot be lucky: a faster one counts whole, a slower one half.
+        old = self._pace.get(threads, now)
+        self._pace[threads] = now if now < old else 0.5 * (now + old)
         best = self._best[threads] = min(now, self._best.get(threads, now))
         if self._leader(planned) != leader or (threads == leader and now > CHANGED * best):
             self._interval = FIRST_TRIAL
-            self._left = min(self._left, FIRST_TRIAL)
+            # A team that fell behind at one call gets the next one to show that it was chance.
+            fell = leader == planned and self._leader(planned) == 1
+            self._left = 1 if fell else min(self._left, FIRST_TRIAL)
 
     def _leader(self, planned: int) -> int:
         """Return the faster of the two counts; `planned` until both are known."""
