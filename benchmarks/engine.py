@@ -45,9 +45,9 @@ CHECK_WORK, LEAST_CHECKED, MOST_CHECKED = 25e9, 2, 10
 ROUNDS, LEAST_ROUNDS = 9, 5
 #: Seconds of one timed block, at most, and its steps: the order of a block stays in a cache.
 LONGEST_BLOCK, MOST_STEPS = 0.1, 32768
-#: Seconds that another library's threads may spin for after their last work (OpenBLAS: 2^26
+#: Seconds that another library's threads may spin for after their last work (OpenBLAS: 80 ms, 2^26
 #: cycles) before they leave the second core to others.
-SETTLE = 0.03
+SETTLE = 0.15
 
 
 def ways(parameters: Parameters, start: Parameters) -> list[Array]:

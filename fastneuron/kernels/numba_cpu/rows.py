@@ -93,7 +93,7 @@ def layer_forward(arena, head, layer, a, pre, out, stride, n_rows):
             n_rows,
             outputs - q * width,
             epilogue,
-            0,
+            out,  # not read: only RELU_GATE does
         )
         size = n_rows * width
         if pre != out:

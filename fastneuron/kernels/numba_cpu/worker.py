@@ -114,7 +114,9 @@ def rows_phase(
                 code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
                 layer_backward(arena, head, row(layers, index), stride, first, n_rows, code, saved)
             if stages & INPUT_DELTA:
-                layer_backward(arena, head, row(layers, 0), stride, first, n_rows, IDENTITY, 0)
+                # np.int64: a literal would be a signature, and a compilation, of its own.
+                code = np.int64(IDENTITY)
+                layer_backward(arena, head, row(layers, 0), stride, first, n_rows, code, code)
         if stages & UPDATE and head[at.N_TILES] >= FUSE_FROM:
             with_loss = stages & WITH_LOSS
             note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss)
