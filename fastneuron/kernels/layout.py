@@ -40,9 +40,9 @@ LAYER_COLUMNS = 17
 
 # Entries of the head.
 N_LAYERS, CAPACITY, ZEROS, PARAMETERS, MOMENT_1, MOMENT_2, GRADIENT = 0, 1, 2, 3, 4, 5, 6
-ROW_LOSS, TILE_SQUARES, N_TILES, BLOCK_ROWS, INFER_ROWS, DECAY_BIAS = 7, 8, 9, 10, 11, 12
-N_THREADS, LOSS, UPDATE, SCRATCH = 13, 14, 15, 16
-HEAD_ENTRIES = 17
+ROW_LOSS, TILE_SQUARES, N_TILES, INFER_ROWS, DECAY_BIAS = 7, 8, 9, 10, 11
+LOSS, UPDATE, SCRATCH = 12, 13, 14
+HEAD_ENTRIES = 15
 
 #: Words a layer that a thread keeps for the largest activation and the largest delta of a step.
 MAXIMA_A_LAYER = 2
@@ -147,7 +147,7 @@ class Layout:
             ping, pong = pong, ping
 
         head[N_LAYERS], head[CAPACITY], head[N_TILES] = len(spec.layers), capacity, tiles
-        head[INFER_ROWS], head[N_THREADS] = infer_rows, n_threads
+        head[INFER_ROWS] = infer_rows
         return cls(
             spec, lanes, capacity, n_threads, head, table, n_parameters, persistent, place.used
         )

@@ -19,6 +19,15 @@ POISSON = LOSSES["poisson"].code
 
 
 @inner
+def row_scale(arena, weight, sample, batch):
+    """Return what a row's loss counts in its batch: weight / B; no weights mean weight 1."""
+    scale = arena.dtype.type(1.0 / batch)
+    if weight.shape[0] > 0:
+        scale = scale * weight[sample]
+    return scale
+
+
+@inner
 def values_run(code, o, y, d, scale):
     """Write scale * dl/do of a run of outputs and return the run's summed loss (not scaled)."""
     zero, half = o.dtype.type(0.0), o.dtype.type(0.5)

@@ -11,7 +11,7 @@ import math
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.losses import exponentials, largest, values_run
+from fastneuron.kernels.numba_cpu.losses import exponentials, largest, row_scale, values_run
 from fastneuron.kernels.numba_cpu.softmax import softmax_group
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
@@ -254,9 +254,7 @@ def cross_entropy_block(
             r += group
         else:
             sample = samples[r]
-            scale = arena.dtype.type(1.0 / batch)
-            if weight.shape[0] > 0:
-                scale = scale * weight[sample]
+            scale = row_scale(arena, weight, sample, batch)
             label = labels[sample] if labels.shape[0] > 0 else 0
             target = row(targets, sample) if dense else weight
             arena[head[at.ROW_LOSS] + r] = cross_entropy_row(
@@ -271,9 +269,7 @@ def values_block(arena, head, layer, stride, targets, weight, samples, first, n_
     width = lanes(arena)
     for r in range(first, first + n_rows):
         sample = samples[r]
-        scale = arena.dtype.type(1.0 / batch)
-        if weight.shape[0] > 0:
-            scale = scale * weight[sample]
+        scale = row_scale(arena, weight, sample, batch)
         out = layer[at.OUT_ROWS] + r * width
         delta = layer[at.OUT_DELTA] + r * width
         arena[head[at.ROW_LOSS] + r] = values_row(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fastneuron.kernels.numba_cpu.elementwise import activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner, kernel
-from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
+from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_row,
     gather,
@@ -137,9 +137,7 @@ def loss_rows(code, out, labels, targets, weight, rows, dout, arena):
     dense = targets.shape[0] > 0
     for r in range(n_rows):
         gather(arena, row(out, r), 0, width)
-        scale = arena.dtype.type(1.0 / n_rows)
-        if weight.shape[0] > 0:
-            scale = scale * weight[r]
+        scale = row_scale(arena, weight, r, n_rows)
         if code == CROSS_ENTROPY:
             label = labels[r] if labels.shape[0] > 0 else 0
             target = row(targets, r) if dense else weight

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.losses import row_scale
 from fastneuron.kernels.numba_cpu.scalar import exp
 from fastneuron.kernels.numba_cpu.tile import lanes
 from fastneuron.kernels.numba_cpu.transpose import transpose_block
@@ -86,9 +87,7 @@ def softmax_group(
     dense = targets.shape[0] > 0
     fill(share, arena.dtype.type(0.0))
     for r in range(n_rows):
-        scale = arena.dtype.type(1.0 / batch)
-        if weight.shape[0] > 0:
-            scale = scale * weight[samples[r]]
+        scale = row_scale(arena, weight, samples[r], batch)
         log_total = math.log(total[r])
         logits = run(arena, out + r * width, classes)
         if dense:
@@ -109,9 +108,7 @@ def softmax_group(
             o[r] = o[r] * share[r]
     from_lanes(arena, scratch, delta, classes, n_rows, group)
     for r in range(n_rows):
-        scale = arena.dtype.type(1.0 / batch)
-        if weight.shape[0] > 0:
-            scale = scale * weight[samples[r]]
+        scale = row_scale(arena, weight, samples[r], batch)
         deltas = run(arena, delta + r * width, classes)
         if dense:
             target = row(targets, samples[r])
