@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from problems import BETA1, BETA2, EPSILON, MOMENTUM, Peer, Problem
+from problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Peer, Problem
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels.contract import Engine, Parameters, Status
 from fastneuron.losses import LOSSES
-from fastneuron.optimizers import SGD, Adam, Optimizer
+from fastneuron.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
 
@@ -35,7 +35,10 @@ class Fastneuron(Peer):
         optimizers: dict[str, Optimizer] = {
             "sgd": SGD(rate),
             "momentum": SGD(rate, momentum=MOMENTUM),
+            "nesterov": SGD(rate, momentum=MOMENTUM, nesterov=True),
             "adam": Adam(rate, BETA1, BETA2, EPSILON),
+            "adamw": AdamW(rate, BETA1, BETA2, EPSILON, DECAY),
+            "rmsprop": RMSprop(rate, RHO, EPSILON),
         }
         self.optimizer = optimizers[problem.optimizer]
         self.rates = Rates(self.optimizer)

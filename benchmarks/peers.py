@@ -1,4 +1,4 @@
-"""Who is measured by `engine.py`: fastneuron's backends and other libraries, behind one interface.
+"""Who is measured: fastneuron's backends and other libraries, behind one interface.
 
 Each peer trains as its own documentation advises somebody who is after speed. A library is imported
 when its peer is made.
@@ -6,199 +6,19 @@ when its peer is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from jax_peers import JaxJit, JaxScan
 from ours import FastneuronCython, FastneuronNumba, FastneuronNumpy
 from problems import BETA1, BETA2, EPSILON, MOMENTUM, Peer, Problem, Unsupported
+from torch_peers import Torch, TorchCompile
 
 from fastneuron.kernels.contract import Parameters
 
 Array = Any
-
-
-class Torch(Peer):
-    """Autograd and the fused optimizers, step by step."""
-
-    name = "torch"
-    module = distribution = "torch"
-
-    def __init__(self, problem: Problem, threads: int) -> None:
-        super().__init__(problem, threads)
-        import torch
-        from torch.nn import functional
-
-        torch.set_num_threads(threads)
-        self.torch = torch
-        self.x, self.y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
-        # Weights (O, I), as torch.nn.Linear holds them.
-        self.parameters = [
-            None if array is None else torch.tensor(array, requires_grad=True)
-            for array in self._transposed(problem.parameters)
-        ]
-        f = getattr(functional, problem.activation)
-        classes = problem.loss == "cross_entropy"
-        measure = functional.cross_entropy if classes else functional.mse_loss
-
-        def loss(x: Any, y: Any, *parameters: Any) -> Any:
-            for i in range(0, len(parameters), 2):
-                x = functional.linear(x, parameters[i], parameters[i + 1])
-                x = x if i == len(parameters) - 2 else f(x)
-            return measure(x, y)
-
-        self.loss = self._compiled(loss)
-        self.reset()
-
-    @staticmethod
-    def _transposed(parameters: Parameters) -> list[Array]:
-        return [array for w, b in parameters for array in (np.ascontiguousarray(w.T), b)]
-
-    def _compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        return loss
-
-    def reset(self) -> None:
-        flat = self._transposed(self.problem.parameters)
-        with self.torch.no_grad():
-            for parameter, array in zip(self.parameters, flat, strict=True):
-                if parameter is not None:
-                    parameter.copy_(self.torch.from_numpy(array))
-        given = [parameter for parameter in self.parameters if parameter is not None]
-        rate, optim = self.problem.learning_rate, self.torch.optim
-        if self.problem.optimizer == "adam":
-            self.optimizer = optim.Adam(given, rate, (BETA1, BETA2), EPSILON, fused=True)
-        else:
-            momentum = MOMENTUM if self.problem.optimizer == "momentum" else 0.0
-            self.optimizer = optim.SGD(given, rate, momentum, fused=True)
-
-    def advance(self, order: Array) -> Array:
-        x, y, parameters, optimizer = self.x, self.y, self.parameters, self.optimizer
-        losses = []
-        for rows in self.torch.from_numpy(order):
-            optimizer.zero_grad()
-            loss = self.loss(x[rows], y[rows], *parameters)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return self.torch.stack(losses).double().numpy()
-
-    def export(self) -> Parameters:
-        flat = [None if p is None else p.detach().numpy().T for p in self.parameters]
-        return list(zip(flat[::2], flat[1::2], strict=True))
-
-
-class TorchCompile(Torch):
-    """Forward, loss and their gradient through torch.compile; the fused optimizers."""
-
-    name = "torch-compile"
-
-    def _compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        self.torch._dynamo.reset()  # another row is another program, not a change of this one
-        return self.torch.compile(loss, dynamic=False)
-
-
-class JaxJit(Peer):
-    """One jitted, donated step a call; the gather is part of it. Sums its losses as it goes."""
-
-    name = "jax-jit"
-    module = distribution = "jax"
-    loss_each_step = False
-
-    def __init__(self, problem: Problem, threads: int) -> None:
-        super().__init__(problem, threads)
-        import jax
-
-        self.jax = jax
-        jax.config.update("jax_enable_x64", problem.dtype == "float64")
-        self.x, self.y = jax.numpy.asarray(problem.x), jax.numpy.asarray(problem.y)
-        self.call = self._jitted(self._step())
-        self.reset()
-
-    def _step(self) -> Callable[..., Any]:
-        """Return ``(state, x, y, rows) -> (state, loss)``, state (parameters, moments, count)."""
-        jax, p = self.jax, self.problem
-        jnp, tree, rate = jax.numpy, jax.tree.map, p.learning_rate
-        f = getattr(jax.nn, p.activation)
-        if p.activation == "gelu":
-
-            def f(z: Any) -> Any:
-                return jax.nn.gelu(z, approximate=False)
-
-        def loss(parameters: Any, x: Any, y: Any) -> Any:
-            for i, (w, b) in enumerate(parameters):
-                x = x @ w if b is None else x @ w + b
-                x = x if i == len(parameters) - 1 else f(x)
-            if p.loss == "mse":
-                return jnp.mean(jnp.square(x - y))
-            log = jax.nn.log_softmax(x)
-            return -jnp.mean(jnp.take_along_axis(log, y[:, None], axis=1))
-
-        def step(state: Any, x: Any, y: Any, rows: Any) -> Any:
-            parameters, moments, count = state
-            # Rows are in range: nothing to clamp.
-            xs = x.at[rows].get(mode="promise_in_bounds")
-            ys = y.at[rows].get(mode="promise_in_bounds")
-            value, g = jax.value_and_grad(loss)(parameters, xs, ys)
-            count = count + 1
-            if p.optimizer == "adam":
-                m = tree(lambda m, g: BETA1 * m + (1 - BETA1) * g, moments[0], g)
-                v = tree(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, moments[1], g)
-                moments = (m, v)
-                scale = rate / (1 - BETA1**count)
-                root = 1 / jnp.sqrt(1 - BETA2**count)
-                g = tree(lambda m, v: scale * m / (jnp.sqrt(v) * root + EPSILON), m, v)
-            elif p.optimizer == "momentum":
-                g = tree(lambda m, g: MOMENTUM * m + rate * g, moments[0], g)
-                moments = (g,)
-            else:
-                g = tree(lambda g: rate * g, g)
-            return (tree(lambda p, g: p - g, parameters, g), moments, count), value
-
-        return step
-
-    def _jitted(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def summed(state: Any, total: Any, x: Any, y: Any, rows: Any) -> Any:
-            state, value = step(state, x, y, rows)
-            return state, total + value
-
-        return self.jax.jit(summed, donate_argnums=(0, 1))
-
-    def reset(self) -> None:
-        jnp, tree = self.jax.numpy, self.jax.tree.map
-        parameters = tree(jnp.array, self.problem.parameters)
-        count = {"sgd": 0, "momentum": 1, "adam": 2}[self.problem.optimizer]
-        moments = tuple(tree(jnp.zeros_like, parameters) for _ in range(count))
-        self.state = (parameters, moments, jnp.zeros((), self.problem.dtype))
-
-    def advance(self, order: Array) -> Array:
-        total = self.jax.numpy.zeros((), self.problem.dtype)
-        state, x, y, call = self.state, self.x, self.y, self.call
-        for rows in order.astype(np.int32):
-            state, total = call(state, total, x, y, rows)
-        self.state = self.jax.block_until_ready(state)
-        return np.full(len(order), float(total) / len(order))
-
-    def export(self) -> Parameters:
-        return self.jax.tree.map(np.array, self.state[0])
-
-
-class JaxScan(JaxJit):
-    """All steps of a call in one compiled `lax.scan`."""
-
-    name = "jax-scan"
-    loss_each_step = True
-
-    def _jitted(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        def scanned(state: Any, x: Any, y: Any, order: Any) -> Any:
-            return self.jax.lax.scan(lambda s, rows: step(s, x, y, rows), state, order)
-
-        return self.jax.jit(scanned, donate_argnums=0)
-
-    def advance(self, order: Array) -> Array:
-        self.state, losses = self.call(self.state, self.x, self.y, order.astype(np.int32))
-        self.jax.block_until_ready(self.state)
-        return np.asarray(losses, np.float64)
 
 
 class Sklearn(Peer):
@@ -216,6 +36,10 @@ class Sklearn(Peer):
     def __init__(self, problem: Problem, threads: int) -> None:
         if not problem.bias:
             raise Unsupported("its layers always have biases")
+        if problem.loss not in ("mse", "cross_entropy"):
+            raise Unsupported(f"it has no {problem.loss} on values")
+        if problem.optimizer not in ("sgd", "momentum", "adam"):
+            raise Unsupported(f"not written out for {problem.optimizer}")
         names = {"relu": "relu", "tanh": "tanh", "sigmoid": "logistic"}
         if problem.activation not in names:
             raise Unsupported(f"it has no {problem.activation}")
@@ -280,8 +104,13 @@ class PlainNumpy(Peer):
     module = distribution = "numpy"
 
     def __init__(self, problem: Problem, threads: int) -> None:
-        if problem.activation not in ("relu", "tanh", "sigmoid"):
-            raise Unsupported(f"not written out for {problem.activation}")
+        for name, written in (
+            (problem.activation, ("relu", "tanh", "sigmoid")),
+            (problem.loss, ("mse", "cross_entropy")),
+            (problem.optimizer, ("sgd", "momentum", "adam")),
+        ):
+            if name not in written:
+                raise Unsupported(f"not written out for {name}")
         super().__init__(problem, threads)
         self.reset()
 
@@ -377,3 +206,13 @@ PEERS: dict[str, type[Peer]] = {
         PlainNumpy,
     )
 }
+
+
+def parse_peers(text: str) -> list[str]:
+    """Read names of peers, or "all"."""
+    names = [name.strip() for name in text.split(",")]
+    if names == ["all"]:
+        return list(PEERS)
+    if unknown := [name for name in names if name not in PEERS]:
+        raise argparse.ArgumentTypeError(f"no peer {unknown[0]!r}: there are {', '.join(PEERS)}")
+    return names

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,13 +18,27 @@ from fastneuron.spec import Dense, NetworkSpec
 Array = Any
 
 #: Learning rates: steps that move float32 weights far beyond their rounding, and stay stable.
-RATES = {"sgd": 0.02, "momentum": 0.01, "adam": 1e-3}
+RATES = {
+    "sgd": 0.02,
+    "momentum": 0.01,
+    "nesterov": 0.01,
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "rmsprop": 1e-3,
+}
 MOMENTUM, BETA1, BETA2, EPSILON = 0.9, 0.9, 0.999, 1e-8
-ACTIVATIONS = ("relu", "tanh", "sigmoid", "gelu", "silu")
-
+DECAY, RHO = 0.01, 0.9  # AdamW's, of weights and not of biases; RMSprop's
+#: Arrays of moments that an optimizer keeps for every parameter.
+MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmsprop": 1}
+ACTIVATIONS = (
+    "relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "leaky_relu",
+)  # fmt: skip
+LOSSES = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "poisson")
 
 #: Rows of the data set, at least; and at least so many batches.
 DATA_ROWS, DATA_BATCHES = 4096, 4
+#: More layers than this start sqrt(2) times larger, or ReLUs would let nothing through to the last.
+SHALLOW = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +48,8 @@ class Problem:
     Attributes
     ----------
     sizes : widths from the input to the output
-    optimizer : "sgd", "momentum" or "adam", with the constants of this file
-    loss : "mse", "cross_entropy" or "binary_cross_entropy", mean over batch and outputs
+    optimizer : one of RATES, with the constants of this file
+    loss : one of LOSSES, mean over the batch and, but for cross-entropy, over the outputs
     x : (n, I)
     y : (n, O), or (n,) int64 class numbers for cross-entropy
     parameters : what every peer starts from
@@ -82,18 +97,27 @@ class Row:
     bias: bool = True
     dtype: str = "float32"
     goals: tuple[float | None, float | None] = (None, None)
+    asked_loss: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """Read "784-128-10 b32 sgd", with any of tanh ..., float64, nobias after it."""
+        """Read "784-128-10 b32 sgd", with any of tanh ..., mae ..., float64, nobias after it.
+
+        "64*5" are five layers of 64.
+        """
         words = text.split()
         try:
-            sizes = tuple(int(word) for word in words[0].split("-"))
+            sizes: tuple[int, ...] = ()
+            for word in words[0].split("-"):
+                size, _, times = word.partition("*")
+                sizes += (int(size),) * int(times or 1)
             row = cls(sizes, int(words[1].removeprefix("b")), words[2])
             more: dict[str, Any] = {}
             for word in words[3:]:
                 if word in ACTIVATIONS:
                     more["activation"] = word
+                elif word in LOSSES:
+                    more["asked_loss"] = word
                 elif word in ("float32", "float64"):
                     more["dtype"] = word
                 elif word == "nobias":
@@ -105,21 +129,27 @@ class Row:
         except (ValueError, IndexError):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no row: want '784-128-10 b32 sgd', the optimizer one of "
-                f"{', '.join(RATES)}, then any of {', '.join(ACTIVATIONS)}, float64, nobias"
+                f"{', '.join(RATES)}, then any of {', '.join(ACTIVATIONS)}, {', '.join(LOSSES)}, "
+                "float64, nobias"
             ) from None
         return cls(sizes, row.batch, row.optimizer, **more)
 
     @property
     def label(self) -> str:
-        words = ["-".join(map(str, self.sizes)), f"b{self.batch}", self.optimizer]
+        runs = [(size, len(list(group))) for size, group in groupby(self.sizes)]
+        sizes = [f"{size}*{n}" if n > 3 else "-".join([str(size)] * n) for size, n in runs]
+        words = ["-".join(sizes), f"b{self.batch}", self.optimizer]
         words += [self.activation] if self.activation != "relu" else []
+        words += [self.asked_loss] if self.asked_loss else []
         words += ["float64"] if self.dtype == "float64" else []
         words += [] if self.bias else ["nobias"]
         return " ".join(words)
 
     @property
     def loss(self) -> str:
-        """Squared error for one output or for very many; else the outputs are classes."""
+        """The one asked for; else squared error for one output or very many, or classes."""
+        if self.asked_loss:
+            return self.asked_loss
         return "mse" if self.sizes[-1] == 1 or self.sizes[-1] >= 1000 else "cross_entropy"
 
     @property
@@ -145,20 +175,39 @@ TABLE = (
 )
 
 
+def parse_rows(text: str) -> list[Row]:
+    """Read rows of the table by their numbers, and networks as `Row.parse` does."""
+    rows = []
+    for part in text.split(","):
+        if part.strip().isdecimal():
+            if not 1 <= int(part) <= len(TABLE):
+                raise argparse.ArgumentTypeError(f"rows are 1 to {len(TABLE)}, got {part.strip()}")
+            rows.append(TABLE[int(part) - 1])
+        else:
+            rows.append(Row.parse(part))
+    return rows
+
+
 def problem_of(row: Row, seed: int = 0) -> Problem:
     """Draw data, and parameters as large as glorot_uniform's with biases that matter."""
     rng = np.random.default_rng(seed)
     n = row.data_rows
     parameters = []
+    gain = 12 if len(row.sizes) - 1 > SHALLOW else 6
     for fan_in, fan_out in zip(row.sizes, row.sizes[1:], strict=False):
-        w = rng.uniform(-1, 1, (fan_in, fan_out)) * np.sqrt(6 / (fan_in + fan_out))
+        w = rng.uniform(-1, 1, (fan_in, fan_out)) * np.sqrt(gain / (fan_in + fan_out))
         b = rng.uniform(-0.1, 0.1, fan_out)
         parameters.append((w.astype(row.dtype), b.astype(row.dtype) if row.bias else None))
     x = rng.standard_normal((n, row.sizes[0])).astype(row.dtype)
-    if row.loss == "mse":
-        y = rng.standard_normal((n, row.sizes[-1])).astype(row.dtype)
-    else:
+    shape = (n, row.sizes[-1])
+    if row.loss == "cross_entropy":
         y = rng.integers(0, row.sizes[-1], n)
+    elif row.loss == "binary_cross_entropy":
+        y = rng.integers(0, 2, shape).astype(row.dtype)
+    elif row.loss == "poisson":
+        y = rng.poisson(1.0, shape).astype(row.dtype)
+    else:
+        y = rng.standard_normal(shape).astype(row.dtype)
     given = (row.sizes, row.batch, row.optimizer, row.activation, row.bias, row.dtype, row.loss)
     return Problem(*given, x, y, parameters)
 

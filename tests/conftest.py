@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,3 +34,21 @@ def slot(backend: backends.Backend) -> Callable[[str], Callable[..., Any]]:
         return backend.slots[name]
 
     return own
+
+
+@pytest.fixture(scope="session")
+def benchmarks_folder() -> Path:
+    return Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def rooms(benchmarks_folder: Path) -> Iterator[dict[str, ModuleType]]:
+    """The modules of the benchmark scripts, found as a script finds them: in its own folder."""
+    kept = list(sys.path)
+    sys.path.insert(0, str(benchmarks_folder))
+    names = [path.stem for path in sorted(benchmarks_folder.glob("*.py"))]
+    names = [name for name in names if name != "conftest" and not name.startswith("test_")]
+    yield {name: importlib.import_module(name) for name in names}
+    sys.path[:] = kept
+    for name in names:
+        del sys.modules[name]

@@ -1,0 +1,147 @@
+"""JAX as a peer: a jitted step a call, or a compiled loop over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from problems import BETA1, BETA2, DECAY, EPSILON, MOMENTS, MOMENTUM, RHO, Peer, Problem
+
+from fastneuron.kernels.contract import Parameters
+
+Array = Any
+
+
+class JaxJit(Peer):
+    """One jitted, donated step a call; the gather is part of it. Sums its losses as it goes."""
+
+    name = "jax-jit"
+    module = distribution = "jax"
+    loss_each_step = False
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        import jax
+
+        self.jax = jax
+        jax.config.update("jax_enable_x64", problem.dtype == "float64")
+        self.x, self.y = jax.numpy.asarray(problem.x), jax.numpy.asarray(problem.y)
+        self.call = self._jitted(self._step())
+        self.reset()
+
+    def _step(self) -> Callable[..., Any]:
+        """Return ``(state, x, y, rows) -> (state, loss)``, state (parameters, moments, count)."""
+        jax, p, measure = self.jax, self.problem, self._measure()
+        jnp, tree = jax.numpy, jax.tree.map
+        f = getattr(jax.nn, p.activation)
+        if p.activation == "gelu":
+
+            def f(z: Any) -> Any:
+                return jax.nn.gelu(z, approximate=False)
+
+        def loss(parameters: Any, x: Any, y: Any) -> Any:
+            for i, (w, b) in enumerate(parameters):
+                x = x @ w if b is None else x @ w + b
+                x = x if i == len(parameters) - 1 else f(x)
+            return measure(x, y)
+
+        def step(state: Any, x: Any, y: Any, rows: Any) -> Any:
+            parameters, moments, count = state
+            # Rows are in range: nothing to clamp.
+            xs = x.at[rows].get(mode="promise_in_bounds")
+            ys = y.at[rows].get(mode="promise_in_bounds")
+            value, g = jax.value_and_grad(loss)(parameters, xs, ys)
+            count = count + 1
+            moments, move = self._move(parameters, moments, g, count)
+            return (tree(jnp.subtract, parameters, move), moments, count), value
+
+        return step
+
+    def _measure(self) -> Callable[..., Any]:
+        """Return ``(outputs, y) -> mean loss of the batch``."""
+        jax = self.jax
+        jnp = jax.numpy
+
+        def cross_entropy(x: Any, y: Any) -> Any:
+            log = jax.nn.log_softmax(x)
+            return -jnp.mean(jnp.take_along_axis(log, y[:, None], axis=1))
+
+        def huber(x: Any, y: Any) -> Any:
+            r = jnp.abs(x - y)
+            return jnp.mean(jnp.where(r <= 1, 0.5 * r * r, r - 0.5))
+
+        return {
+            "mse": lambda x, y: jnp.mean(jnp.square(x - y)),
+            "mae": lambda x, y: jnp.mean(jnp.abs(x - y)),
+            "huber": huber,
+            "cross_entropy": cross_entropy,
+            "binary_cross_entropy": lambda x, y: jnp.mean(jax.nn.softplus(x) - x * y),
+            "poisson": lambda x, y: jnp.mean(jnp.exp(x) - x * y),
+        }[self.problem.loss]
+
+    def _move(self, parameters: Any, moments: Any, g: Any, count: Any) -> Any:
+        """Return the moments and what the optimizer takes off the parameters."""
+        jnp, tree, rate = self.jax.numpy, self.jax.tree.map, self.problem.learning_rate
+        name = self.problem.optimizer
+        if name in ("adam", "adamw"):
+            m = tree(lambda m, g: BETA1 * m + (1 - BETA1) * g, moments[0], g)
+            v = tree(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, moments[1], g)
+            scale = rate / (1 - BETA1**count)
+            root = 1 / jnp.sqrt(1 - BETA2**count)
+            move = tree(lambda m, v: scale * m / (jnp.sqrt(v) * root + EPSILON), m, v)
+            if name == "adamw":  # biases are not decayed
+                pairs = zip(move, parameters, strict=True)
+                move = [(d + rate * DECAY * w, b) for (d, b), (w, _) in pairs]
+            return (m, v), move
+        if name == "rmsprop":
+            v = tree(lambda v, g: RHO * v + (1 - RHO) * g * g, moments[0], g)
+            return (v,), tree(lambda v, g: rate * g / (jnp.sqrt(v) + EPSILON), v, g)
+        g = tree(lambda g: rate * g, g)
+        if name == "sgd":
+            return moments, g
+        v = tree(lambda v, g: MOMENTUM * v + g, moments[0], g)
+        return (v,), tree(lambda v, g: g + MOMENTUM * v, v, g) if name == "nesterov" else v
+
+    def _jitted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def summed(state: Any, total: Any, x: Any, y: Any, rows: Any) -> Any:
+            state, value = step(state, x, y, rows)
+            return state, total + value
+
+        return self.jax.jit(summed, donate_argnums=(0, 1))
+
+    def reset(self) -> None:
+        jnp, tree = self.jax.numpy, self.jax.tree.map
+        parameters = tree(jnp.array, self.problem.parameters)
+        kept = range(MOMENTS[self.problem.optimizer])
+        moments = tuple(tree(jnp.zeros_like, parameters) for _ in kept)
+        self.state = (parameters, moments, jnp.zeros((), self.problem.dtype))
+
+    def advance(self, order: Array) -> Array:
+        total = self.jax.numpy.zeros((), self.problem.dtype)
+        state, x, y, call = self.state, self.x, self.y, self.call
+        for rows in order.astype(np.int32):
+            state, total = call(state, total, x, y, rows)
+        self.state = self.jax.block_until_ready(state)
+        return np.full(len(order), float(total) / len(order))
+
+    def export(self) -> Parameters:
+        return self.jax.tree.map(np.array, self.state[0])
+
+
+class JaxScan(JaxJit):
+    """All steps of a call in one compiled `lax.scan`."""
+
+    name = "jax-scan"
+    loss_each_step = True
+
+    def _jitted(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        def scanned(state: Any, x: Any, y: Any, order: Any) -> Any:
+            return self.jax.lax.scan(lambda s, rows: step(s, x, y, rows), state, order)
+
+        return self.jax.jit(scanned, donate_argnums=0)
+
+    def advance(self, order: Array) -> Array:
+        self.state, losses = self.call(self.state, self.x, self.y, order.astype(np.int32))
+        self.jax.block_until_ready(self.state)
+        return np.asarray(losses, np.float64)
