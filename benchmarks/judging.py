@@ -20,8 +20,9 @@ Say = Callable[[str], None]
 
 #: A result is wrong where a step's loss is off by this share of the float64 reference's loss, or
 #: the way that some array of parameters went by this share of the reference's way (both as sums of
-#: absolute values, and beside what rounding the parameters may hide). What is allowed to float32 are the few ReLUs whose input is zero but for its
-#: rounding: they send Adam's first steps elsewhere. A learning rate 2 % off is 2e-2 of the way.
+#: absolute values) beyond what rounding the parameters may hide. What is allowed to float32 are the
+#: few ReLUs whose input is zero but for its rounding: they send Adam's first steps elsewhere. A
+#: learning rate 2 % off is 2e-2 of the way.
 LOSS_TOLERANCE, WAY_TOLERANCE = 1e-3, 1e-2
 #: Multiply-adds of the steps that are compared: a second of float64 at 50 GFLOP/s.
 CHECK_WORK, LEAST_CHECKED, MOST_CHECKED = 25e9, 2, 10

@@ -26,6 +26,7 @@ class Fastneuron(Peer):
     module = distribution = "fastneuron"
     ours = True
     backend: ClassVar[str]
+    n_threads: ClassVar[int | None] = None  # left to the engine, which sees the cores it may use
     # Seconds of one call of the engine, as in fastneuron.trainer.
     CHUNK: ClassVar[float] = 0.025
 
@@ -42,11 +43,11 @@ class Fastneuron(Peer):
         }
         self.optimizer = optimizers[problem.optimizer]
         self.rates = Rates(self.optimizer)
-        # Threads are left to the engine, which sees the cores that it may use.
         self.engine: Engine = backends.get(self.backend).engine(
             problem.spec(self._dtype()),
             LOSSES[problem.loss],
             self.optimizer,
+            n_threads=self.n_threads,
             batch_size=problem.batch,
         )
         self.chunk = 1

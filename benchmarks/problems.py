@@ -17,7 +17,8 @@ from fastneuron.spec import Dense, NetworkSpec
 
 Array = Any
 
-#: Learning rates: steps that move float32 weights far beyond their rounding, and stay stable.
+#: Learning rates, at most. `Problem.learning_rate` is so much less that wide and deep networks stay
+#: stable for thousands of steps, and still moves float32 weights far beyond their rounding.
 RATES = {
     "sgd": 0.02,
     "momentum": 0.01,
@@ -68,7 +69,18 @@ class Problem:
 
     @property
     def learning_rate(self) -> float:
-        return RATES[self.optimizer]
+        """The rate of RATES, over what a step of 1 in every weight would do to the outputs.
+
+        A gradient step is stable below 2 over the loss's curvature: at most some 50 (poisson) times
+        the squared inputs of all weights that an output hangs on, over the outputs of a mean. Steps
+        of Adam and RMSprop have a size of their own: that of all weights of an output counts.
+        """
+        reach = max(self.sizes[:-1]) * (len(self.sizes) - 1)
+        if self.optimizer in ("adam", "adamw", "rmsprop"):
+            calm = 64 / reach
+        else:
+            calm = 4 * (1 if self.loss == "cross_entropy" else self.sizes[-1]) / reach
+        return RATES[self.optimizer] * min(1.0, calm)
 
     def spec(self, dtype: str) -> NetworkSpec:
         last = len(self.sizes) - 2
