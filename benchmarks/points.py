@@ -23,12 +23,12 @@ class Limits:
     ----------
     work : multiply-adds of a step; the largest row of the engine's table has 11.8e9
     parameters : of the network
-    values : batch times the sum of all widths
+    values : batch times the sum of all widths; a data set is four batches, and more
     """
 
     work: float = 12e9
     parameters: int = 2**25
-    values: int = 2**26
+    values: int = 2**24
 
     def allow(self, row: Row) -> bool:
         weights = sum(a * b for a, b in zip(row.sizes, row.sizes[1:], strict=False))
@@ -46,15 +46,15 @@ CORNERS = tuple(
         "1-1 b1 sgd",
         "1-1 b8192 adam",
         "4096-4096 b1 sgd",
-        "4096-1 b8192 momentum",
-        "1-4096 b8192 adam",
+        "4096-1 b4095 momentum",
+        "1-4096 b4095 adam",
         "4096-4096 b64 adam",
         "1-4096-1 b256 rmsprop",
         "4096-2-4096 b128 adamw",
         "1*21 b1 sgd tanh",
         "1*21 b8192 nesterov tanh",
         "64*21 b1 sgd",
-        "128*21 b8192 adam",
+        "64*21 b8192 adam",
         "1024*21 b1 momentum",
     )
 )
