@@ -25,8 +25,8 @@ SMALL_GOAL, LARGE_GOAL, MANY_GOAL = 4.0, 1.0, 0.90
 #: Error of an output over the largest: some 10 times what 784 roundings do in each of three layers.
 TOLERANCE = 1e-4
 ROUNDS, LONGEST_BLOCK = 15, 0.02
-#: Inputs that the calls go through: no call has the input of the one before.
-INPUTS = 16
+#: Inputs that the calls go through: no call has the input of the one before. Fewer of many rows.
+INPUTS, FEW_INPUTS = 16, 3
 
 
 class Forward:
@@ -142,7 +142,7 @@ def draw(sizes: Sequence[int], rows: int) -> tuple[Parameters, list[Array]]:
     for a, b in pairwise(sizes):
         w = rng.uniform(-1, 1, (a, b)) * np.sqrt(6 / a)
         parameters.append((w.astype(np.float32), rng.uniform(-0.1, 0.1, b).astype(np.float32)))
-    shape = (INPUTS, rows, sizes[0])
+    shape = (INPUTS if rows == 1 else FEW_INPUTS, rows, sizes[0])
     return parameters, list(rng.standard_normal(shape).astype(np.float32))
 
 

@@ -120,7 +120,8 @@ def measure(options: argparse.Namespace, cores: int, say: Say) -> dict[str, Any]
     }
     print(
         f"{cores} core{'s' * (cores > 1)}, {len(rows)} points, "
-        f"FMA peak a core in GFLOP/s: {number(peak, '.1f')}\n\n{HEAD}"
+        f"FMA peak a core in GFLOP/s: {number(peak, '.1f')}\n\n{HEAD}",
+        flush=True,
     )
     for i, row in enumerate(rows, 1):
         if time.monotonic() - begun > 60 * options.minutes:
