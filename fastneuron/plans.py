@@ -9,7 +9,7 @@ from typing import Any
 # What is shown first, and beside which value its reason stands. An engine may say more, which is
 # shown after these.
 _REASONS = {"backend": "reason", "threads": "why"}
-_FIRST = ("backend", "threads", "batch_size", "n_parameters", "phases", "tiles")
+_FIRST = ("backend", "threads", "batch_size", "n_parameters", "phases", "parts", "tiles")
 # Parts of names that tell a unit of time, in seconds.
 _UNITS = {"seconds": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _UNIT = re.compile(rf"_({'|'.join(_UNITS)})(?=_|$)")
@@ -74,8 +74,28 @@ def _lines(name: str, value: Any) -> list[str]:
             for i, line in enumerate(lines)
         ]
     if isinstance(value, Sequence) and not isinstance(value, str):
+        if value and all(isinstance(part, Mapping) for part in value):
+            return _table(value)
         return [line for part in value for line in _lines(name, part)] or ["none"]
     return [_text(name, value)]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return rows that have the same columns as aligned lines under a head; None leaves a gap."""
+    names = list(rows[0])
+    cells = [[_label(name) for name in names]]
+    cells += [
+        ["" if row[name] is None else _text(name, row[name]) for name in names] for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    numbers = [not any(isinstance(row[name], str) for row in rows) for name in names]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for cell, width, number in zip(line, widths, numbers, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
 
 
 def _text(name: str, value: Any) -> str:
@@ -85,11 +105,12 @@ def _text(name: str, value: Any) -> str:
         return str(value)
     unit = _UNIT.search(name)
     if unit is not None:
-        return _duration(value * _UNITS[unit[1]])
+        return duration(value * _UNITS[unit[1]])
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as people read them: three digits and a unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= factor:
             return f"{seconds / factor:.3g} {unit}"

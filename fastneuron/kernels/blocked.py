@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,14 +15,20 @@ from numpy.typing import NDArray
 from fastneuron.kernels import layout as at
 from fastneuron.kernels import stages
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Status
-from fastneuron.kernels.cost import WORK_TO_WAKE, Pace, choose_threads
+from fastneuron.kernels.cost import PROBE_ROWS, WORK_TO_WAKE, Course, measured_speeds
+from fastneuron.kernels.estimate import StepModel
+from fastneuron.kernels.explanation import explain
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
+from fastneuron.kernels.speeds import TYPICAL, Speeds
 from fastneuron.losses import Loss
 from fastneuron.optimizers import N_SCALARS, Optimizer
-from fastneuron.spec import NetworkSpec
+from fastneuron.spec import Dense, NetworkSpec
 from fastneuron.threads import run_team, usable_cores
 
 _ONE_STEP = np.zeros((1, N_SCALARS), np.float64)
+_WHOLE_STEP = stages.FORWARD | stages.LOSS | stages.BACKWARD | stages.UPDATE
+#: Speeds that this process has measured, for (backend, dtype).
+_speeds: dict[tuple[str, str], Speeds] = {}
 
 
 class BlockedEngine(Engine):
@@ -33,6 +40,8 @@ class BlockedEngine(Engine):
 
     #: Name of the backend, for `plan`.
     backend: ClassVar[str]
+    #: Weight tiles from which gradient and update of a tile are one visit.
+    fuse_from: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -49,8 +58,8 @@ class BlockedEngine(Engine):
         maxima = at.MAXIMA_A_LAYER * (len(spec.layers) + 1)
         self._words = np.zeros(stages.WORDS + maxima * self._max_threads, np.int64)
         self._turn = threading.Lock()
-        self._train_pace, self._infer_pace = Pace(), Pace()
-        self._warm = False  # the first call may compile: its time says nothing
+        self._training = Course(self._max_threads, n_threads)
+        self._inference = Course(self._max_threads, n_threads)
         self._kept = 0  # rows whose activations `update` can use
         self._row_work = spec.multiply_adds
         self._infer_work = spec.n_parameters
@@ -138,21 +147,30 @@ class BlockedEngine(Engine):
     # Work.
 
     def _call(
-        self, worker: Any, arguments: tuple[Any, ...], pace: Pace, step_work: int, steps: int
+        self,
+        worker: Any,
+        arguments: tuple[Any, ...],
+        course: Course,
+        rows: int,
+        step_work: int,
+        steps: int,
+        timed: bool = False,
     ) -> Outcome:
         """Run a worker on as many threads as pay, and read off how it went.
 
-        The caller holds the turn; the call is worth `steps` times `step_work` multiply-adds.
+        The caller holds the turn; each of the steps is worth `step_work` multiply-adds. `timed`
+        says that they are whole training steps, whose time people ask for.
         """
-        planned = self.n_threads or 1
+        threads = planned = self.n_threads or 1
         if self.n_threads is None and step_work * steps >= WORK_TO_WAKE:
-            planned = choose_threads(step_work, steps, self._max_threads, None).threads
+            planned = course.choice(rows, steps, self._predictor(course)).threads
+            threads = course.pace.pick(planned)
         words = self._words
         words.fill(0)
-        if planned == 1:
+        start = time.perf_counter()
+        if threads == 1:
             worker(*arguments, words, 0, 1)
         else:
-            threads = planned if self.n_threads else pace.pick(planned)
 
             def work(tid: int) -> None:
                 worker(*arguments, words, tid, threads)
@@ -160,12 +178,14 @@ class BlockedEngine(Engine):
             def abort() -> None:
                 words[stages.ABORTED] = 1
 
-            start = time.perf_counter()
             run_team(threads, work, abort)
-            if self._warm:
-                pace.record(planned, threads, step_work * steps, time.perf_counter() - start)
-            self._warm = True
+        seconds = time.perf_counter() - start
         status, whole = words.item(stages.STATUS), words.item(stages.STEPS)
+        if course.warm and not status:
+            course.pace.record(planned, threads, step_work * steps, seconds)
+            if timed:
+                course.clock.note(rows, threads, steps, seconds)
+        course.warm = True
         return Outcome(Status(status) if status else Status.OK, whole)
 
     def _train_call(
@@ -197,7 +217,8 @@ class BlockedEngine(Engine):
             losses,
         )
         work, steps = self._row_work * rows, len(bounds) - 1
-        return self._call(self._train, arguments, self._train_pace, work, steps)
+        timed = stage == _WHOLE_STEP
+        return self._call(self._train, arguments, self._training, rows, work, steps, timed)
 
     def run(
         self,
@@ -210,11 +231,10 @@ class BlockedEngine(Engine):
         losses: NDArray[np.float64],
     ) -> Outcome:
         rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[1] - bounds[0])
-        stage = stages.FORWARD | stages.LOSS | stages.BACKWARD | stages.UPDATE
         with self._turn:
             self._grow(rows)
             self._kept = 0
-            return self._train_call(stage, x, y, weight, order, bounds, scalars, losses, rows)
+            return self._train_call(_WHOLE_STEP, x, y, weight, order, bounds, scalars, losses, rows)
 
     def _whole_batch(
         self, stage: int, x: Array, y: Array, weight: Array | None, scalars: Any
@@ -230,7 +250,8 @@ class BlockedEngine(Engine):
         out = np.empty((len(x), self.spec.out_features), self._dtype)
         with self._turn:
             arguments = (self._arena, self._layout.head, self._layout.layers, self._input(x), out)
-            self._call(self._infer, arguments, self._infer_pace, self._infer_work * len(x), 1)
+            work = self._infer_work * len(x)
+            self._call(self._infer, arguments, self._inference, len(x), work, 1)
         return out
 
     def forward_keep(self, x: Array) -> Array:
@@ -271,21 +292,40 @@ class BlockedEngine(Engine):
             self._fill_up_inputs()
             self._kept = 0
 
+    @cached_property
+    def _model(self) -> StepModel:
+        return StepModel(
+            self.spec, self.loss, self.optimizer, lanes=self._lanes(), fuse_from=self.fuse_from
+        )
+
+    @property
+    def _speed_key(self) -> tuple[str, str]:
+        return self.backend, self.spec.dtype
+
+    def _step_seconds(self, rows: int, threads: int) -> float:
+        return self._model.step(rows, threads, _speeds.get(self._speed_key, TYPICAL)).seconds
+
+    def _inference_seconds(self, rows: int, threads: int) -> float:
+        return self._model.inference(rows, threads, _speeds.get(self._speed_key, TYPICAL))
+
+    def _predictor(self, course: Course) -> Callable[[int, int], float]:
+        # Not kept in the course: the engine would hold on to itself, and its arena live on.
+        return self._step_seconds if course is self._training else self._inference_seconds
+
+    def _measure(self) -> Speeds:
+        """Return this machine's speeds, measured once a process by an engine of one layer."""
+        if self._speed_key not in _speeds:
+            spec = NetworkSpec.chain([Dense(256, 128)], self.spec.dtype)
+            probe = type(self)(spec, n_threads=1)
+            rows = np.ones((PROBE_ROWS, 256), self._dtype)
+            _speeds[self._speed_key] = measured_speeds(lambda: probe.forward(rows), probe._model)
+        return _speeds[self._speed_key]
+
     def plan(self) -> dict[str, Any]:
-        work = self._row_work * self._layout.capacity
-        limit = self._max_threads
-        choice = choose_threads(work, 1_000_000, limit, self.n_threads)
-        return {
-            "backend": self.backend,
-            "threads": choice.threads,
-            "why": choice.why,
-            "measured_ns_per_multiply_add": self._train_pace.explain(),
-            "multiply_adds_per_step": work,
-            "phases": [
-                "A rows: gather, forward, loss, deltas",
-                "B tiles: weight and bias gradients, optimizer update, transposed copy",
-                "B in two visits, gradients first, to clip or where they may overflow",
-            ],
-            "tiles": int(self._layout.head[at.N_TILES]),
-            **self._layout.explain(),
-        }
+        speeds = self._measure()
+        with self._turn:
+            self._training.forget()
+            self._inference.forget()
+            rows = self._training.clock.rows or self.batch_size
+            said = explain(self._training, self._model, rows, speeds)
+            return {"backend": self.backend, **said, **self._layout.explain()}

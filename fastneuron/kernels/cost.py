@@ -1,19 +1,29 @@
-"""How many threads a call should use: decided from shapes alone, and explained.
+"""How many threads a call should use: the fastest by prediction, corrected by what was measured.
 
-A step on a team costs three barriers (0.1 to 0.2 microseconds each) and the wait for the slowest
-block; waking the helpers costs a call once. Results never depend on the answer.
+Results never depend on the answer. A prediction is a matter of shapes alone; the calls themselves
+then show whether the team keeps what it promises here and now.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-#: Multiply-adds of one step that are worth a thread of their own: 3 to 5 microseconds of one core,
-#: ten times what the thread's barriers cost.
-WORK_PER_THREAD = 250_000
-#: Multiply-adds of one call that are worth waking helpers: some 40 microseconds of one core,
-#: against 10 to 20 for waking them.
-WORK_TO_WAKE = 4_000_000
+from fastneuron.kernels.estimate import StepModel
+from fastneuron.kernels.speeds import TYPICAL, Speeds, copy_seconds
+from fastneuron.plans import duration
+
+#: Multiply-adds of one call below which no prediction is asked for: 8 microseconds at the peak of a
+#: fast core, of which helpers can save less than it costs to wake them.
+WORK_TO_WAKE = 1_000_000
+#: A team must be predicted to take at most this share of one thread's time: predictions are off by
+#: a tenth, and a team keeps cores busy that others may want.
+WORTH = 0.9
+#: Predictions within this factor are equal: the fewer threads win.
+TIE = 1.02
+#: Choices that are kept: batch sizes and chunk lengths repeat.
+_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -24,28 +34,41 @@ class ThreadChoice:
     why: str
 
 
-def choose_threads(step_work: int, steps: int, limit: int, requested: int | None) -> ThreadChoice:
-    """Return the thread count for `steps` steps of `step_work` multiply-adds each.
+def choose_threads(
+    step_seconds: Sequence[float], steps: int, wake: float, requested: int | None
+) -> ThreadChoice:
+    """Return the thread count for a call of `steps` steps.
 
     Parameters
     ----------
-    limit : int
-        Cores that may be used.
+    step_seconds : sequence of float
+        Predicted seconds of a step on 1, 2, ... threads, as many as cores may be used.
+    wake : float
+        Seconds until a team works.
     requested : int or None
         The user's own choice, which is followed as it is.
     """
     if requested is not None:
         return ThreadChoice(requested, "as requested")
-    if limit == 1:
+    if len(step_seconds) == 1:
         return ThreadChoice(1, "one usable core")
-    if step_work * steps < WORK_TO_WAKE:
+    alone = step_seconds[0]
+    calls = [
+        steps * seconds + (wake if helpers else 0.0) for helpers, seconds in enumerate(step_seconds)
+    ]
+    threads = 1 + next(i for i, call in enumerate(calls) if call <= TIE * min(calls))
+    if threads > 1 and calls[threads - 1] <= WORTH * calls[0]:
+        team = step_seconds[threads - 1]
         return ThreadChoice(
-            1, f"call of {step_work * steps:,} multiply-adds: too short to wake helpers"
+            threads, f"predicted {duration(team)} a step, {duration(alone)} on one thread"
         )
-    threads = max(1, min(limit, step_work // WORK_PER_THREAD))
-    if threads == 1:
-        return ThreadChoice(1, f"step of {step_work:,} multiply-adds: less than two threads' worth")
-    return ThreadChoice(threads, f"step of {step_work:,} multiply-adds on {limit} usable cores")
+    best = 1 + min(range(1, len(step_seconds)), key=step_seconds.__getitem__)
+    team = step_seconds[best - 1]
+    if team <= WORTH * alone:
+        return ThreadChoice(1, f"predicted {duration(calls[0])} a call: too short to wake helpers")
+    return ThreadChoice(
+        1, f"predicted {duration(alone)} a step, {duration(team)} on {best} threads"
+    )
 
 
 #: Calls between two trials of the thread count that is not in use: from the first to at most the
@@ -103,6 +126,95 @@ class Pace:
         one = self._pace.get(1, float("inf"))
         return 1 if one < self._pace.get(planned, 0.0) else planned
 
-    def explain(self) -> dict[int, float]:
-        """Return threads -> nanoseconds a multiply-add, as measured lately."""
-        return {threads: 1e9 * pace for threads, pace in sorted(self._pace.items())}
+    def outrun(self, planned: int) -> bool:
+        """Return whether one thread has been faster than the planned team lately."""
+        return planned > 1 and self._leader(planned) == 1
+
+
+class Clock:
+    """What steps took so far, for each thread count; steps on another number of rows begin anew."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._steps: dict[int, int] = {}
+        self._seconds: dict[int, float] = {}
+
+    def note(self, rows: int, threads: int, steps: int, seconds: float) -> None:
+        """Note a call of `steps` steps on `rows` rows."""
+        if rows != self.rows:
+            self.rows = rows
+            self._steps.clear()
+            self._seconds.clear()
+        self._steps[threads] = self._steps.get(threads, 0) + steps
+        self._seconds[threads] = self._seconds.get(threads, 0.0) + seconds
+
+    def a_step(self) -> dict[int, float]:
+        """Return threads -> seconds of a step, the mean of all that were counted."""
+        return {n: self._seconds[n] / steps for n, steps in sorted(self._steps.items())}
+
+
+class Course:
+    """How one worker of an engine is run: the predicted choice, the pace and the clock.
+
+    Parameters
+    ----------
+    limit : int
+        Cores that may be used.
+    requested : int or None
+        The user's own thread count.
+
+    Attributes
+    ----------
+    warm : bool
+        Whether a call was made: the first may compile, and is not timed.
+    """
+
+    def __init__(self, limit: int, requested: int | None) -> None:
+        self.limit, self.requested = limit, requested
+        self.pace, self.clock = Pace(), Clock()
+        self.warm = False
+        self._choices: dict[tuple[int, int], ThreadChoice] = {}
+
+    def choice(self, rows: int, steps: int, predict: Callable[[int, int], float]) -> ThreadChoice:
+        """Return the thread count for `steps` steps on `rows` rows, and why.
+
+        ``predict(rows, threads)`` returns the seconds of a step; it is asked once.
+        """
+        known = self._choices.get((rows, steps))
+        if known is not None:
+            return known
+        seconds: Sequence[float] = ()
+        if self.requested is None:
+            seconds = [predict(rows, n) for n in range(1, self.limit + 1)]
+        choice = choose_threads(seconds, steps, TYPICAL.wake, self.requested)
+        if len(self._choices) >= _KEPT:
+            self._choices.clear()
+        self._choices[rows, steps] = choice
+        return choice
+
+    def forget(self) -> None:
+        """Choose anew: the speeds that predictions rest on have been measured."""
+        self._choices.clear()
+
+
+#: Rows and calls of the forward pass that a core's speed is read off: 2 milliseconds.
+PROBE_ROWS, _PROBES = 256, 20
+
+
+def measured_speeds(forward: Callable[[], object], model: StepModel) -> Speeds:
+    """Measure this machine: `forward` does what `model` predicts for `PROBE_ROWS` rows.
+
+    The fastest of some calls counts: a call can be disturbed, it cannot be lucky.
+    """
+    byte = copy_seconds()
+    forward()  # may compile
+    best = float("inf")
+    for _ in range(_PROBES):
+        start = time.perf_counter()
+        forward()
+        best = min(best, time.perf_counter() - start)
+    slots = model.inference(PROBE_ROWS, 1, replace(TYPICAL, slot=1.0, byte=0.0))
+    moved = model.inference(PROBE_ROWS, 1, replace(TYPICAL, slot=0.0, byte=byte))
+    # Where copies were disturbed, the rest could come out as nothing.
+    slot = max(best - moved, 0.5 * best) / slots
+    return replace(TYPICAL, slot=slot, byte=byte, measured=True)
