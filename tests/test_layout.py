@@ -1,4 +1,4 @@
-"""The blocked layout: packing round trips, disjoint regions, and thread choice."""
+"""The blocked layout: packing round trips and disjoint regions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fastneuron.kernels import layout as at
-from fastneuron.kernels.cost import LAST_TRIAL, WORK_TO_WAKE, Pace, choose_threads
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
 from fastneuron.spec import Dense, NetworkSpec
 
@@ -98,49 +97,3 @@ def test_arena_is_aligned() -> None:
         arena = aligned(elements, "float32")
         assert arena.shape == (elements,)
         assert arena.ctypes.data % 4096 == 0
-
-
-def test_threads_follow_shapes_and_wishes() -> None:
-    assert choose_threads(10, 1, 8, requested=3).threads == 3
-    assert choose_threads(10**9, 10, 1, None).threads == 1
-    assert choose_threads(100, 1000, 8, None).threads == 1  # too short a call
-    assert choose_threads(100, WORK_TO_WAKE, 8, None).threads == 1  # too small a step
-    assert choose_threads(10**9, 10, 8, None).threads == 8
-    assert "as requested" in choose_threads(10, 1, 8, requested=3).why
-
-
-def run_calls(pace: Pace, seconds: dict[int, float], calls: int) -> list[int]:
-    """Make calls that take `seconds` on so many threads; return what was picked."""
-    picked = []
-    for _ in range(calls):
-        threads = pace.pick(2)
-        picked.append(threads)
-        pace.record(2, threads, 1, seconds[threads])
-    return picked
-
-
-def test_the_pace_finds_the_faster_way_and_notices_a_change() -> None:
-    pace = Pace()
-    picked = run_calls(pace, {1: 2.0, 2: 1.0}, 2000)
-    assert picked[:2] == [2, 1]  # the plan first, then one trial
-    assert picked[-LAST_TRIAL:].count(1) <= 1
-    # A neighbour takes one core: the team is now five times slower.
-    picked = run_calls(pace, {1: 2.0, 2: 5.0}, 2000)
-    assert picked[:50].count(1) >= 35
-    assert picked[-LAST_TRIAL:].count(2) <= 1
-    # It goes again; only a trial can tell, and trials are rare by now.
-    picked = run_calls(pace, {1: 2.0, 2: 1.0}, 2000)
-    assert picked[-LAST_TRIAL:].count(1) <= 2
-
-
-def test_one_disturbed_call_does_not_cost_the_team() -> None:
-    pace = Pace()
-    run_calls(pace, {1: 2.0, 2: 1.0}, 100)
-    run_calls(pace, {1: 2.0, 2: 9.0}, 1)
-    assert run_calls(pace, {1: 2.0, 2: 1.0}, 20).count(2) >= 18
-
-
-def test_the_pace_leaves_a_serial_plan_alone() -> None:
-    pace = Pace()
-    assert [pace.pick(1) for _ in range(5)] == [1] * 5
-    assert pace.explain() == {}

@@ -314,10 +314,17 @@ def test_a_plan_shows_numbers_with_their_units() -> None:
         "phases": [],
         "shares": [0.5, True],
         "odd": {},
+        "parts": [
+            {"part": "forward", "layer": 0, "took_us": 12.5, "multiply_adds": 40960},
+            {"part": "loss", "layer": None, "took_us": 0.25, "multiply_adds": None},
+        ],
     }
     want = """\
 threads                    2 (as requested)
 phases                     none
+parts                      part     layer     took  multiply adds
+                           forward      0  12.5 us         40,960
+                           loss             250 ns
 state bytes                1,234,567
 predicted                  250 us
 measured per multiply add  1   0.02 ns

@@ -176,4 +176,7 @@ class Engine(ABC):
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:
-        """Explain the engine: backend, threads and why, buffer sizes in bytes, and phases."""
+        """Explain the engine: backend, threads and why, buffer sizes in bytes, and phases.
+
+        An engine with a cost model adds what `Trainer.plan` lists: predicted and measured times.
+        """

@@ -7,7 +7,7 @@ then show whether the team keeps what it promises here and now.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from fastneuron.kernels.estimate import StepModel
@@ -21,7 +21,7 @@ WORK_TO_WAKE = 1_000_000
 #: a tenth, and a team keeps cores busy that others may want.
 WORTH = 0.9
 #: Predictions within this factor are equal: the fewer threads win.
-TIE = 1.02
+TIE = 1.05
 #: Choices that are kept: batch sizes and chunk lengths repeat.
 _KEPT = 64
 
@@ -34,15 +34,23 @@ class ThreadChoice:
     why: str
 
 
+def thread_counts(limit: int) -> list[int]:
+    """Return the counts worth a prediction: all up to 16, then steps of an eighth, and `limit`."""
+    counts = [1]
+    while counts[-1] < limit:
+        counts.append(min(limit, counts[-1] + max(1, counts[-1] // 8)))
+    return counts
+
+
 def choose_threads(
-    step_seconds: Sequence[float], steps: int, wake: float, requested: int | None
+    step_seconds: Mapping[int, float], steps: int, wake: float, requested: int | None
 ) -> ThreadChoice:
     """Return the thread count for a call of `steps` steps.
 
     Parameters
     ----------
-    step_seconds : sequence of float
-        Predicted seconds of a step on 1, 2, ... threads, as many as cores may be used.
+    step_seconds : mapping of int to float
+        Predicted seconds of a step for thread counts, 1 among them.
     wake : float
         Seconds until a team works.
     requested : int or None
@@ -52,20 +60,22 @@ def choose_threads(
         return ThreadChoice(requested, "as requested")
     if len(step_seconds) == 1:
         return ThreadChoice(1, "one usable core")
-    alone = step_seconds[0]
-    calls = [
-        steps * seconds + (wake if helpers else 0.0) for helpers, seconds in enumerate(step_seconds)
-    ]
-    threads = 1 + next(i for i, call in enumerate(calls) if call <= TIE * min(calls))
-    if threads > 1 and calls[threads - 1] <= WORTH * calls[0]:
-        team = step_seconds[threads - 1]
+    alone = step_seconds[1]
+    calls = {
+        threads: steps * seconds + (wake if threads > 1 else 0.0)
+        for threads, seconds in step_seconds.items()
+    }
+    enough = TIE * min(calls.values())
+    threads = min(threads for threads, seconds in calls.items() if seconds <= enough)
+    if threads > 1 and calls[threads] <= WORTH * calls[1]:
+        team = step_seconds[threads]
         return ThreadChoice(
             threads, f"predicted {duration(team)} a step, {duration(alone)} on one thread"
         )
-    best = 1 + min(range(1, len(step_seconds)), key=step_seconds.__getitem__)
-    team = step_seconds[best - 1]
+    best = min((n for n in step_seconds if n > 1), key=step_seconds.__getitem__)
+    team = step_seconds[best]
     if team <= WORTH * alone:
-        return ThreadChoice(1, f"predicted {duration(calls[0])} a call: too short to wake helpers")
+        return ThreadChoice(1, f"predicted {duration(calls[1])} a call: too short to wake helpers")
     return ThreadChoice(
         1, f"predicted {duration(alone)} a step, {duration(team)} on {best} threads"
     )
@@ -183,9 +193,9 @@ class Course:
         known = self._choices.get((rows, steps))
         if known is not None:
             return known
-        seconds: Sequence[float] = ()
+        seconds = {}
         if self.requested is None:
-            seconds = [predict(rows, n) for n in range(1, self.limit + 1)]
+            seconds = {n: predict(rows, n) for n in thread_counts(self.limit)}
         choice = choose_threads(seconds, steps, TYPICAL.wake, self.requested)
         if len(self._choices) >= _KEPT:
             self._choices.clear()
