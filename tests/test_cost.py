@@ -35,6 +35,7 @@ from fastneuron.kernels.speeds import TYPICAL, Speeds
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import OPTIMIZERS, SGD, Adam
 from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.threads import run_team
 
 LANES = 32
 #: Shapes that meet every branch: ragged, narrow, deep, wide, one row, few and many tiles.
@@ -147,9 +148,17 @@ def test_more_work_takes_longer(sizes: tuple[int, ...], batch: int) -> None:
         wider = (*sizes[:i], sizes[i] + LANES, *sizes[i + 1 :])
         assert seconds(wider, batch) > base
     assert seconds(sizes, batch, optimizer=SGD()) < base
-    costly = StepModel(spec_of(sizes, "tanh"), LOSSES["mse"], SGD(), lanes=LANES)
-    plain = StepModel(spec_of(sizes), LOSSES["mse"], SGD(), lanes=LANES)
-    assert costly.step(batch, 1, TYPICAL).seconds > plain.step(batch, 1, TYPICAL).seconds
+    parts = {
+        name: StepModel(spec_of(sizes, name), LOSSES["mse"], SGD(), lanes=LANES)
+        .step(batch, 1, TYPICAL)
+        .parts
+        for name in ("relu", "tanh")
+    }
+    for plain, costly in zip(parts["relu"], parts["tanh"], strict=True):
+        if plain.name in ("forward", "deltas"):
+            assert costly.seconds > plain.seconds, plain
+        else:
+            assert costly == plain
     slow = replace(TYPICAL, slot=2 * TYPICAL.slot, byte=2 * TYPICAL.byte)
     got = model_of(sizes).step(batch, 1, slow).seconds
     assert math.isclose(got, 2 * base, rel_tol=1e-9)
@@ -467,6 +476,12 @@ def test_an_engine_uses_the_choice_and_its_bits_do_not(
     monkeypatch.setattr(room, "usable_cores", lambda: 3)
     used = []
 
+    def spy(n_threads: int, *arguments: Any) -> None:
+        used.append(n_threads)
+        run_team(n_threads, *arguments)
+
+    monkeypatch.setattr(room, "run_team", spy)
+
     def run(made: Any) -> bytes:
         order = np.tile(np.arange(160), 20)
         bounds = np.arange(21, dtype=np.int64) * 160
@@ -487,10 +502,9 @@ def test_an_engine_uses_the_choice_and_its_bits_do_not(
         )
         assert 20 * 160 * made._row_work >= WORK_TO_WAKE
         got = run(made)
-        used.append(made._training.choice(160, 20, made._step_seconds).threads)
         want = got if want is None else want
         assert got == want
-    assert used == [1, 2, 3]
+    assert used == [2, 3]  # alone no team is called
 
 
 def test_an_engine_is_freed_without_a_garbage_collection(blocked: Backend) -> None:
@@ -510,9 +524,13 @@ def test_typical_speeds_are_used_until_a_plan_is_asked_for(
 ) -> None:
     known: dict[tuple[str, str], Speeds] = {}
     monkeypatch.setattr(room, "_speeds", known)
-    trainer = trainer_of(blocked)
+    monkeypatch.setattr(room, "usable_cores", lambda: 2)
+    trainer = fn.Trainer(
+        fn.mlp([12, 256, 3], seed=0), "cross_entropy", batch_size=160, backend=blocked.name
+    )
     trainer.run(X, Y)
-    assert known == {}  # training measures nothing
+    trainer.net.forward(np.tile(X, (4, 1)))
+    assert known == {}  # neither training nor inference measures anything
     trainer.plan  # noqa: B018
     assert set(known) == {(blocked.name, "float32")}
     assert known[blocked.name, "float32"].measured

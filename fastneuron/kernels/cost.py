@@ -193,8 +193,8 @@ class Course:
         known = self._choices.get((rows, steps))
         if known is not None:
             return known
-        seconds = {}
-        if self.requested is None:
+        seconds = {1: 0.0}
+        if self.requested is None and self.limit > 1:
             seconds = {n: predict(rows, n) for n in thread_counts(self.limit)}
         choice = choose_threads(seconds, steps, TYPICAL.wake, self.requested)
         if len(self._choices) >= _KEPT:
