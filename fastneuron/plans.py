@@ -16,7 +16,24 @@ _UNIT = re.compile(rf"_({'|'.join(_UNITS)})(?=_|$)")
 
 
 class Plan(Mapping[str, Any]):
-    """A read-only mapping that prints as aligned lines.
+    """A read-only mapping that prints as aligned lines: what `Trainer.plan` returns.
+
+    Every backend says ``backend``, ``reason``, ``threads``, ``why``, ``batch_size``,
+    ``n_parameters`` and ``phases``. One with a cost model predicts a training step from its shapes
+    and adds, among others:
+
+    parts : list of dict
+        Lines of the step with ``phase``, ``part``, ``layer``, ``predicted_us`` and
+        ``multiply_adds``. The times are those of the busiest thread and sum up to the step.
+    predicted_step_us, measured_step_us : float
+        Microseconds of a step of ``rows_per_step`` rows. Measured is the mean of the calls so far,
+        None before the second: the first may compile. A prediction is good to some 20 %.
+    predicted_by_threads_us, measured_by_threads_us : dict of int to float
+        The same for other thread counts: what the choice of ``threads`` rests on.
+    tiles, state_bytes, scratch_bytes : int
+    core_gflops, core_copy_gb_per_s : float
+        Speeds of one core that the prediction rests on. The first plan of a process measures them,
+        in milliseconds once the kernels are compiled; training alone never does.
 
     Parameters
     ----------

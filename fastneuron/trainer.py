@@ -306,22 +306,7 @@ class Trainer:
     def plan(self) -> Plan:
         """How this trainer computes and why, to be printed, or looked up like a dictionary.
 
-        Every backend says ``backend``, ``reason``, ``threads``, ``why``, ``batch_size``,
-        ``n_parameters`` and ``phases``. One with a cost model predicts a training step from its
-        shapes and adds, among others:
-
-        parts : list of dict
-            Lines of the step with ``phase``, ``part``, ``layer``, ``predicted_us`` and
-            ``multiply_adds``. The times are those of the busiest thread and sum up to the step.
-        predicted_step_us, measured_step_us : float
-            Microseconds of a step of ``rows_per_step`` rows; measured is the mean of the calls so
-            far, None before the second: the first may compile. A prediction is good to some 20 %.
-        predicted_by_threads_us, measured_by_threads_us : dict of int to float
-            The same for other thread counts: what the choice of ``threads`` rests on.
-        tiles, state_bytes, scratch_bytes : int
-        core_gflops, core_copy_gb_per_s : float
-            Speeds of one core that the prediction rests on. The first plan of a process measures
-            them, in milliseconds once the kernels are compiled; training alone never does.
+        What it holds, with a step's predicted and measured time, is said at `Plan`.
         """
         said = self._live.engine.plan()
         return Plan(

@@ -178,5 +178,5 @@ class Engine(ABC):
     def plan(self) -> dict[str, Any]:
         """Explain the engine: backend, threads and why, buffer sizes in bytes, and phases.
 
-        An engine with a cost model adds what `Trainer.plan` lists: predicted and measured times.
+        An engine with a cost model adds what `plans.Plan` lists: predicted and measured times.
         """
