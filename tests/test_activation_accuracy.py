@@ -19,7 +19,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 import numba
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.numba_cpu import SLOTS, scalar
+from fastneuron.kernels.numba_cpu import SLOTS, exponentials
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
 DTYPES = ["float32", "float64"]
@@ -31,19 +31,19 @@ WIDER = {"float32": np.float64, "float64": np.longdouble}
 @numba.njit(error_model="numpy")
 def call_exp(x, y):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
-        y[i] = scalar.exp(x[i])
+        y[i] = exponentials.exp(x[i])
 
 
 @numba.njit(error_model="numpy")
 def call_expm1(x, y):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
-        y[i] = scalar.expm1(x[i])
+        y[i] = exponentials.expm1(x[i])
 
 
 @numba.njit(error_model="numpy")
 def call_log1p(x, y):  # type: ignore[no-untyped-def]
     for i in range(x.shape[0]):
-        y[i] = scalar.log1p_unit(x[i])
+        y[i] = exponentials.log1p_unit(x[i])
 
 
 def upper_tail(t: Any) -> Any:

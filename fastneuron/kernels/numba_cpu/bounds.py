@@ -16,26 +16,14 @@ from numba.extending import intrinsic
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.sums import largest_bits
 from fastneuron.kernels.numba_cpu.tile import lanes
-from fastneuron.kernels.numba_cpu.views import row, run
+from fastneuron.kernels.numba_cpu.views import row
 from fastneuron.kernels.stages import WORDS
 
 
 def _integer(dtype: Any) -> Any:
     return types.int32 if dtype == types.float32 else types.int64
-
-
-@intrinsic
-def size_bits(typingctx: Any, x: Any) -> Any:
-    """Return the bits of |x| as an integer of x's width."""
-    whole = _integer(x)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.IntType(whole.bitwidth)
-        mask = ir.Constant(kind, (1 << (whole.bitwidth - 1)) - 1)
-        return builder.and_(builder.bitcast(args[0], kind), mask)
-
-    return whole(x), codegen
 
 
 @intrinsic
@@ -53,16 +41,6 @@ def size_of_bits(typingctx: Any, vector: Any, bits: Any) -> Any:
 
 
 @inner
-def largest_bits(values):
-    """Return the bits of the largest |x| of a run; a NaN or infinity is larger than any number."""
-    most = size_bits(values.dtype.type(0.0))
-    for i in range(values.shape[0]):
-        bits = size_bits(values[i])
-        most = bits if bits > most else most
-    return most
-
-
-@inner
 def note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss):
     """Raise this thread's maxima by a block of rows: activations, deltas, row losses."""
     width = lanes(arena)
@@ -71,14 +49,14 @@ def note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss
     for index in range(head[at.N_LAYERS]):
         layer = row(layers, index)
         for p in range((layer[at.INPUTS] + width - 1) // width):
-            bits = largest_bits(run(arena, layer[at.IN_ROWS] + p * stride + offset, size))
+            bits = largest_bits(arena, layer[at.IN_ROWS] + p * stride + offset, size)
             words[place] = max(words[place], bits)
         for q in range((layer[at.OUTPUTS] + width - 1) // width):
-            bits = largest_bits(run(arena, layer[at.OUT_DELTA] + q * stride + offset, size))
+            bits = largest_bits(arena, layer[at.OUT_DELTA] + q * stride + offset, size)
             words[place + 1] = max(words[place + 1], bits)
         place += at.MAXIMA_A_LAYER
     if with_loss:
-        bits = largest_bits(run(arena, head[at.ROW_LOSS] + first, n_rows))
+        bits = largest_bits(arena, head[at.ROW_LOSS] + first, n_rows)
         words[place] = max(words[place], bits)
 
 

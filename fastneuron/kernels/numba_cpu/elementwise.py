@@ -12,16 +12,13 @@ import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.scalar import (
-    bell,
+from fastneuron.kernels.numba_cpu.normal import bell, mills, tail_moment, tail_size
+from fastneuron.kernels.numba_cpu.exponentials import (
     decay,
     expm1,
     log1p_unit,
-    mills,
     sigmoid,
     silu,
-    tail_moment,
-    tail_size,
     tanh,
 )
 

@@ -1,13 +1,37 @@
 """Losses of single rows: loss and dL/d(output) in one visit.
 
-`o`, `d` and `y` are runs of one row: outputs, deltas to write, targets. Sums go over the outputs in
-ascending order.
+Emitted as vector IR, one register of outputs at a time: the rows are short, and beside them a
+compiled loop's checks and remainder count.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastneuron.kernels.numba_cpu.emit import (
+    I64,
+    Memory,
+    Number,
+    Variable,
+    below,
+    splat,
+    whole,
+)
+from fastneuron.kernels.numba_cpu.exponentials import (
+    emit_decay,
+    emit_exp,
+    emit_log1p_unit,
+    emit_sigmoid,
+    exp,
+)
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.scalar import exp, log1p_unit, sigmoid
+from fastneuron.kernels.numba_cpu.tile import ir_lanes
 from fastneuron.losses import LOSSES
 
 MSE = LOSSES["mse"].code
@@ -19,49 +43,131 @@ POISSON = LOSSES["poisson"].code
 
 
 @inner
-def row_scale(arena, weight, sample, batch):
-    """Return what a row's loss counts in its batch: weight / B; no weights mean weight 1."""
-    scale = arena.dtype.type(1.0 / batch)
-    if weight.shape[0] > 0:
-        scale = scale * weight[sample]
-    return scale
+def row_scale(arena, weight, sample, share):
+    """Return what a row's loss counts in its batch: weight / B; no weights mean weight 1.
+
+    `share` is 1 / B.
+    """
+    return share * weight[sample] if weight.shape[0] > 0 else share
 
 
-@inner
-def values_run(code, o, y, d, scale):
-    """Write scale * dl/do of a run of outputs and return the run's summed loss (not scaled)."""
-    zero, half = o.dtype.type(0.0), o.dtype.type(0.5)
-    one, two = o.dtype.type(1.0), o.dtype.type(2.0)
-    total = zero
-    n = y.shape[0]
-    if code == MSE:
-        for j in range(n):
-            r = o[j] - y[j]
-            d[j] = scale * (two * r)
-            total += r * r
-    elif code == MAE:
-        for j in range(n):
-            r = o[j] - y[j]
-            d[j] = scale * (one if r > zero else (-one if r < zero else r))
-            total += abs(r)
-    elif code == HUBER:
-        for j in range(n):
-            r = o[j] - y[j]
-            size = abs(r)
-            flat = one if r > zero else -one
-            d[j] = scale * (flat if size > one else r)
-            total += size - half if size > one else half * r * r
-    elif code == BINARY_CROSS_ENTROPY:
-        for j in range(n):
-            d[j] = scale * (sigmoid(o[j]) - y[j])
-            above = zero if o[j] < zero else o[j]
-            total += above - o[j] * y[j] + log1p_unit(exp(-abs(o[j])))
-    else:  # POISSON
-        for j in range(n):
-            e = exp(o[j])
-            d[j] = scale * (e - y[j])
-            total += e - y[j] * o[j]
-    return total
+# Of outputs and targets: dl/do and l.
+
+
+def _mse(o: Number, y: Number) -> tuple[Number, Number]:
+    r = o - y
+    return 2.0 * r, r * r
+
+
+def _mae(o: Number, y: Number) -> tuple[Number, Number]:
+    r = o - y
+    below_zero = r.constant(-1.0).where(r < 0.0, r)
+    return r.constant(1.0).where(r > 0.0, below_zero), abs(r)
+
+
+def _huber(o: Number, y: Number) -> tuple[Number, Number]:
+    r = o - y
+    size = abs(r)
+    outside = size > 1.0
+    flat = r.constant(1.0).where(r > 0.0, -1.0)
+    return flat.where(outside, r), (size - 0.5).where(outside, 0.5 * r * r)
+
+
+def _binary_cross_entropy(o: Number, y: Number) -> tuple[Number, Number]:
+    above = o.constant(0.0).where(o < 0.0, o)
+    return emit_sigmoid(o) - y, above - o * y + emit_log1p_unit(emit_decay(-abs(o)))
+
+
+def _poisson(o: Number, y: Number) -> tuple[Number, Number]:
+    e = emit_exp(o)
+    return e - y, e - y * o
+
+
+_FORMULAS: dict[int, Callable[[Number, Number], tuple[Number, Number]]] = {
+    MSE: _mse,
+    MAE: _mae,
+    HUBER: _huber,
+    BINARY_CROSS_ENTROPY: _binary_cross_entropy,
+    POISSON: _poisson,
+}
+
+
+def _of_code(builder: Any, code: Any, o: Number, y: Number) -> list[Number]:
+    """Return dl/do and l of the loss with this code."""
+    done = builder.append_basic_block("loss.done")
+    unknown = builder.append_basic_block("loss.unknown")
+    switch = builder.switch(code, unknown)
+    found = []
+    for each, formula in _FORMULAS.items():
+        block = builder.append_basic_block(f"loss.code{each}")
+        switch.add_case(whole(each), block)
+        builder.position_at_end(block)
+        found.append((formula(o, y), builder.block))
+        builder.branch(done)
+    builder.position_at_end(unknown)
+    builder.unreachable()
+    builder.position_at_end(done)
+    results = []
+    for i in range(2):
+        phi = builder.phi(o.type)
+        for numbers, block in found:
+            phi.add_incoming(numbers[i].value, block)
+        results.append(Number(builder, phi))
+    return results
+
+
+@intrinsic
+def values_row(
+    typingctx: Any,
+    arena: Any,
+    code: Any,
+    out: Any,
+    delta: Any,
+    stride: Any,
+    target: Any,
+    scale: Any,
+) -> Any:
+    """Any loss of one row but cross-entropy, a mean over its outputs; returns scale * loss.
+
+    The outputs stand in panels from `out` on; scale * dL/d(output) is written to those at `delta`,
+    with zeros up to the end of the last. The sum goes over registers, and then over lanes in
+    halves: its order is that of the number of outputs.
+    """
+    lanes = ir_lanes(arena.dtype) // 2
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        memory = Memory(context, builder, arena, args[0])
+        wanted = Memory(context, builder, signature.args[5], args[5])
+        outputs = wanted.size
+        factor = Number(builder, args[6])
+        factor = factor / factor.of_integer(outputs)
+        factors = splat(builder, factor.value, lanes)
+        zeros = factors.constant(0.0)
+        total = Variable(zeros)
+
+        def panel_place(first: Any) -> Any:
+            """Position of output `first`, a multiple of the register, from the row's start."""
+            panel = builder.udiv(first, whole(2 * lanes))
+            odd = builder.and_(first, whole(lanes))
+            return builder.add(builder.mul(panel, args[4]), odd)
+
+        with cgutils.for_range_slice(builder, whole(0), outputs, whole(lanes), intp=I64) as (at, _):
+            mask = below(builder, builder.sub(outputs, at), lanes)
+            place = panel_place(at)
+            o = memory.load(builder.add(args[2], place), lanes)
+            slope, loss = _of_code(builder, args[1], o, wanted.load_some(at, mask))
+            memory.store((factors * slope).where(mask, 0.0), builder.add(args[3], place))
+            total.set(total.get() + loss.where(mask, 0.0))
+        # Where the last panel is at most half full, its other half was not visited.
+        used = builder.and_(builder.sub(outputs, whole(1)), whole(2 * lanes - 1))
+        with builder.if_then(builder.icmp_signed("<", used, whole(lanes))):
+            last = builder.and_(builder.sub(outputs, whole(1)), whole(-2 * lanes))
+            place = panel_place(builder.add(last, whole(lanes)))
+            memory.store(zeros, builder.add(args[3], place))
+        return (factor * total.get().tree_sum()).value
+
+    integers = [types.int64] * 4
+    return arena.dtype(arena, *integers, target, arena.dtype), codegen
 
 
 @inner

@@ -6,12 +6,11 @@ sum runs over a layer's inputs (forward) or outputs (data gradient) in ascending
 
 from __future__ import annotations
 
-import math
-
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
+from fastneuron.kernels.numba_cpu.exponentials import log
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.losses import exponentials, largest, row_scale, values_run
+from fastneuron.kernels.numba_cpu.losses import exponentials, largest, row_scale, values_row
 from fastneuron.kernels.numba_cpu.softmax import softmax_group
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
@@ -189,7 +188,7 @@ def cross_entropy_row(arena, out, delta, stride, classes, label, target, dense, 
         o, d = out + p * stride, delta + p * stride
         total += exponentials(run(arena, o, count), run(arena, d, count), best)
         fill(run(arena, d + count, width - count), zero)
-    log_total = math.log(total)  # the largest is added last: it may dwarf the logarithm
+    log_total = log(total)  # the largest is added last: it may dwarf the logarithm
     mass = scale
     loss = zero
     if dense:
@@ -215,24 +214,6 @@ def cross_entropy_row(arena, out, delta, stride, classes, label, target, dense, 
 
 
 @inner
-def values_row(arena, code, out, delta, stride, target, scale):
-    """Any other loss of one row, a mean over its outputs; returns scale * loss."""
-    width = lanes(arena)
-    outputs = target.shape[0]
-    share = scale / arena.dtype.type(outputs)
-    zero = arena.dtype.type(0.0)
-    total = zero
-    p = 0
-    while p * width < outputs:
-        count = min(width, outputs - p * width)
-        o, d = run(arena, out + p * stride, count), run(arena, delta + p * stride, count)
-        total += values_run(code, o, run(target, p * width, count), d, share)
-        fill(run(arena, delta + p * stride + count, width - count), zero)
-        p += 1
-    return share * total
-
-
-@inner
 def cross_entropy_block(
     arena, head, layer, stride, labels, targets, weight, samples, first, n_rows, batch, scratch
 ):
@@ -240,21 +221,22 @@ def cross_entropy_block(
     width = lanes(arena)
     classes = layer[at.OUTPUTS]
     dense = targets.shape[0] > 0
+    share = arena.dtype.type(1.0 / batch)
     r = first
     while r < first + n_rows:
         out = layer[at.OUT_ROWS] + r * width
         delta = layer[at.OUT_DELTA] + r * width
         if classes <= width:
             group = min(width // 2, first + n_rows - r)
-            loss = run(arena, head[at.ROW_LOSS] + r, group)
+            losses = head[at.ROW_LOSS] + r
             which = run(samples, r, group)
             softmax_group(
-                arena, out, delta, scratch, classes, labels, targets, weight, which, loss, batch
+                arena, out, delta, scratch, classes, labels, targets, weight, which, losses, share
             )
             r += group
         else:
             sample = samples[r]
-            scale = row_scale(arena, weight, sample, batch)
+            scale = row_scale(arena, weight, sample, share)
             label = labels[sample] if labels.shape[0] > 0 else 0
             target = row(targets, sample) if dense else weight
             arena[head[at.ROW_LOSS] + r] = cross_entropy_row(
@@ -267,9 +249,10 @@ def cross_entropy_block(
 def values_block(arena, head, layer, stride, targets, weight, samples, first, n_rows, batch):
     """Any other loss of a block of rows."""
     width = lanes(arena)
+    share = arena.dtype.type(1.0 / batch)
     for r in range(first, first + n_rows):
         sample = samples[r]
-        scale = row_scale(arena, weight, sample, batch)
+        scale = row_scale(arena, weight, sample, share)
         out = layer[at.OUT_ROWS] + r * width
         delta = layer[at.OUT_DELTA] + r * width
         arena[head[at.ROW_LOSS] + r] = values_row(

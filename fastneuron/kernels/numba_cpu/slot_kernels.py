@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from fastneuron.kernels.numba_cpu.elementwise import activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner, kernel
-from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale
+from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale, values_row
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_row,
     gather,
     product,
     scatter_delta,
-    values_row,
 )
 from fastneuron.kernels.numba_cpu.tile import PLAIN, lanes
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
@@ -135,9 +134,10 @@ def loss_rows(code, out, labels, targets, weight, rows, dout, arena):
     n_rows, outputs = out.shape
     delta = ((outputs + width - 1) // width) * width
     dense = targets.shape[0] > 0
+    share = arena.dtype.type(1.0 / n_rows)
     for r in range(n_rows):
         gather(arena, row(out, r), 0, width)
-        scale = row_scale(arena, weight, r, n_rows)
+        scale = row_scale(arena, weight, r, share)
         if code == CROSS_ENTROPY:
             label = labels[r] if labels.shape[0] > 0 else 0
             target = row(targets, r) if dense else weight
@@ -163,6 +163,7 @@ def update_run(kind, p, g, m, v, scalars, clip, arena):
         scalars,
         clip,
         1,
+        width,
     )
     if whole < size:
         rest = size - whole
@@ -180,6 +181,7 @@ def update_run(kind, p, g, m, v, scalars, clip, arena):
             scalars,
             clip,
             1,
+            width,
         )
         copy(run(m, whole, rest), run(arena, 2 * width, rest))
         copy(run(v, whole, rest), run(arena, 3 * width, rest))

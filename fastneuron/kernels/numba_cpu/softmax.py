@@ -1,118 +1,228 @@
 """Softmax and cross-entropy of a block of rows, for up to one panel of classes.
 
 A row of ten classes fills a third of a vector register and its sums are chains of dependent adds,
-so rows are turned into lanes: one register holds one class of as many rows as it has lanes. Each
-row's operations and their order are those of `cross_entropy_row`: the bits do not depend on which
-rows share a register.
+so rows are turned into lanes: one register holds one class of as many rows as it has lanes. Lanes
+never meet: the bits of a row do not depend on which rows share a register.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.losses import row_scale
-from fastneuron.kernels.numba_cpu.scalar import exp
-from fastneuron.kernels.numba_cpu.tile import lanes
-from fastneuron.kernels.numba_cpu.transpose import transpose_block
-from fastneuron.kernels.numba_cpu.views import fill, row, run
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-
-@inner
-def exponentials(arena, scratch, classes, best, total, group):
-    """Turn the logits of `group` rows, class after class, into exp(o - best); sum them up."""
-    first = run(arena, scratch, group)
-    for r in range(group):
-        best[r] = first[r]
-        total[r] = best.dtype.type(0.0)
-    for j in range(1, classes):
-        o = run(arena, scratch + j * group, group)
-        for r in range(group):
-            best[r] = o[r] if o[r] > best[r] else best[r]
-    for j in range(classes):
-        o = run(arena, scratch + j * group, group)
-        for r in range(group):
-            o[r] = exp(o[r] - best[r])
-        for r in range(group):
-            total[r] += o[r]
+from fastneuron.kernels.numba_cpu.emit import (
+    I64,
+    Memory,
+    Number,
+    Variable,
+    below,
+    splat,
+    whole,
+)
+from fastneuron.kernels.numba_cpu.exponentials import emit_exp, emit_log
+from fastneuron.kernels.numba_cpu.tile import ir_lanes
+from fastneuron.kernels.numba_cpu.transpose import transposed
 
 
-@inner
-def to_lanes(arena, out, scratch, classes, n_rows, group):
-    """Copy rows to lanes; lanes without a row get zeros, which overflow nothing."""
-    width = lanes(arena)
-    if n_rows == group:
-        transpose_block(arena, out, width, scratch, group)
-        if classes > group:
-            transpose_block(arena, out + group, width, scratch + group * group, group)
-        return
-    fill(run(arena, scratch, classes * group), arena.dtype.type(0.0))
-    for r in range(n_rows):
-        for j in range(classes):
-            arena[scratch + j * group + r] = arena[out + r * width + j]
+class _Group:
+    """Emits the work on one register of rows."""
+
+    def __init__(self, builder: Any, arena: Memory, scratch: Any, classes: Any, pitch: int) -> None:
+        self.builder = builder
+        self.arena = arena
+        self.pitch = pitch
+        self.lanes = pitch // 2
+        self.logits = scratch  # [class][row], turned into exponentials and then into deltas
+        self.targets = builder.add(scratch, whole(pitch * self.lanes))  # [class][row]
+        self.classes = classes
+        self.registers = builder.udiv(
+            builder.add(classes, whole(self.lanes - 1)), whole(self.lanes)
+        )
+        self.vector = ir.VectorType(arena.real, self.lanes)
+        self.zeros = Number(builder, ir.Constant(self.vector, [0.0] * self.lanes))
+
+    def every(self, count: Any, start: int = 0) -> Any:
+        return cgutils.for_range_slice(self.builder, whole(start), count, whole(1), intp=I64)
+
+    def of_class(self, base: Any, j: Any) -> Any:
+        return self.builder.add(base, self.builder.mul(j, whole(self.lanes)))
+
+    def to_lanes(self, row: Any, base: Any) -> None:
+        """Turn rows into lanes; `row(r, first, mask)` is the part of row r from `first` on."""
+        builder = self.builder
+        with self.every(self.registers) as (half, _):
+            first = builder.mul(half, whole(self.lanes))
+            mask = below(builder, builder.sub(self.classes, first), self.lanes)
+            rows = [row(r, first, mask).value for r in range(self.lanes)]
+            for j, column in enumerate(transposed(builder, rows)):
+                at = builder.add(base, whole(j * self.lanes))
+                at = builder.add(at, builder.mul(first, whole(self.lanes)))
+                self.arena.store(Number(builder, column), at)
+
+    def from_lanes(self, place: Any) -> None:
+        """Turn lanes into whole panel rows at `place(r)`, with zeros after the last class."""
+        builder = self.builder
+        filled = builder.mul(self.registers, whole(self.lanes))
+        with cgutils.for_range_slice(
+            builder, self.classes, filled, whole(1), intp=I64
+        ) as (j, _):
+            self.arena.store(self.zeros, self.of_class(self.logits, j))
+        with self.every(self.registers) as (half, _):
+            first = builder.mul(half, whole(self.lanes))
+            start = self.of_class(self.logits, first)
+            columns = [
+                self.arena.load(builder.add(start, whole(j * self.lanes)), self.lanes).value
+                for j in range(self.lanes)
+            ]
+            for r, row in enumerate(transposed(builder, columns)):
+                self.arena.store(Number(builder, row), builder.add(place(r), first))
+        with builder.if_then(builder.icmp_signed("<", self.registers, whole(2))):
+            for r in range(self.lanes):
+                self.arena.store(self.zeros, builder.add(place(r), whole(self.lanes)))
+
+    def largest(self) -> Number:
+        """Return each row's largest logit; a NaN is left to the sums that follow."""
+        most = Variable(self.arena.load(self.logits, self.lanes))
+        with self.every(self.classes, 1) as (j, _):
+            o, best = self.arena.load(self.of_class(self.logits, j), self.lanes), most.get()
+            most.set(o.where(o > best, best))
+        return most.get()
+
+    def exponentials(self, note: Any) -> Number:
+        """Turn logits into exp(o - best) and return their sums; note(j, o - best) looks on."""
+        best, total = self.largest(), Variable(self.zeros)
+        with self.every(self.classes) as (j, _):
+            at = self.of_class(self.logits, j)
+            shifted = self.arena.load(at, self.lanes) - best
+            note(j, shifted)
+            power = emit_exp(shifted)
+            total.set(total.get() + power)
+            self.arena.store(power, at)
+        return total.get()
+
+    def deltas(self, share: Number, target: Any) -> None:
+        """Turn exponentials into share * e - target(j)."""
+        with self.every(self.classes) as (j, _):
+            at = self.of_class(self.logits, j)
+            self.arena.store(self.arena.load(at, self.lanes) * share - target(j), at)
+
+    def with_labels(self, labels: Any, scale: Number) -> Number:
+        """Write the deltas where the targets are class numbers; return the row losses."""
+        builder, picked = self.builder, Variable(self.zeros)
+
+        def hit(j: Any) -> Any:
+            short = builder.trunc(j, labels.type.element) if scale.single else j
+            nothing = ir.Constant(labels.type, ir.Undefined)
+            one = builder.insert_element(nothing, short, whole(0))
+            everywhere = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+            number = builder.shuffle_vector(one, nothing, everywhere)
+            return builder.icmp_signed("==", labels, number)
+
+        def note(j: Any, shifted: Number) -> None:
+            picked.set(shifted.where(hit(j), picked.get()))
+
+        total = self.exponentials(note)
+        self.deltas(scale / total, lambda j: scale.where(hit(j), 0.0))
+        return scale * (emit_log(total) - picked.get())
+
+    def with_probabilities(self, scale: Number) -> Number:
+        """Write the deltas where the targets are probabilities; return the row losses."""
+        mass, mean = Variable(self.zeros), Variable(self.zeros)
+
+        def target(j: Any) -> Number:
+            return self.arena.load(self.of_class(self.targets, j), self.lanes)
+
+        def note(j: Any, shifted: Number) -> None:
+            mass.set(mass.get() + target(j))
+            mean.set(mean.get() + target(j) * shifted)
+
+        total = self.exponentials(note)
+        self.deltas(scale * mass.get() / total, lambda j: scale * target(j))
+        return scale * (mass.get() * emit_log(total) - mean.get())
 
 
-@inner
-def from_lanes(arena, scratch, delta, classes, n_rows, group):
-    """Copy lanes to rows, whole panel rows with zeros after the last class."""
-    width = lanes(arena)
-    zero = arena.dtype.type(0.0)
-    fill(run(arena, scratch + classes * group, (width - classes) * group), zero)
-    if n_rows == group:
-        transpose_block(arena, scratch, group, delta, width)
-        transpose_block(arena, scratch + group * group, group, delta + group, width)
-        return
-    for r in range(n_rows):
-        for j in range(width):
-            arena[delta + r * width + j] = arena[scratch + j * group + r]
-
-
-@inner
+@intrinsic
 def softmax_group(
-    arena, out, delta, scratch, classes, labels, targets, weight, samples, loss, batch
-):
-    """Cross-entropy of up to one register of rows: row losses and dL/d(logits), weighted / B.
+    typingctx: Any,
+    arena: Any,
+    out: Any,
+    delta: Any,
+    scratch: Any,
+    classes: Any,
+    labels: Any,
+    targets: Any,
+    weight: Any,
+    samples: Any,
+    losses: Any,
+    share: Any,
+) -> Any:
+    """Cross-entropy of up to one register of rows: row losses and dL/d(logits), weighted.
 
-    `loss`, a run, has one entry a row; `samples` are the rows' numbers in the data. `scratch` has
-    room for a panel row a lane, and three more.
+    `samples` are the rows' numbers in the data, `losses` is where the row losses go, and `share` is
+    what a row of weight 1 counts. `scratch` has room for a square tile and one register. Lanes
+    without a row of their own repeat the last one's work, so that nothing else is read or written.
     """
-    width = lanes(arena)
-    group = width // 2
-    n_rows = loss.shape[0]
-    best = run(arena, scratch + width * group, group)
-    total = run(arena, scratch + width * group + group, group)
-    share = run(arena, scratch + width * group + 2 * group, group)
-    to_lanes(arena, out, scratch, classes, n_rows, group)
-    exponentials(arena, scratch, classes, best, total, group)
-    dense = targets.shape[0] > 0
-    fill(share, arena.dtype.type(0.0))
-    for r in range(n_rows):
-        scale = row_scale(arena, weight, samples[r], batch)
-        log_total = math.log(total[r])
-        logits = run(arena, out + r * width, classes)
-        if dense:
-            target = row(targets, samples[r])
-            mass = value = arena.dtype.type(0.0)
-            for j in range(classes):
-                mass += target[j]
-                value += target[j] * (log_total + (best[r] - logits[j]))
-            mass = scale * mass
-        else:
-            mass = scale
-            value = log_total + (best[r] - logits[labels[samples[r]]])
-        share[r] = mass / total[r]
-        loss[r] = scale * value
-    for j in range(classes):
-        o = run(arena, scratch + j * group, group)
-        for r in range(group):
-            o[r] = o[r] * share[r]
-    from_lanes(arena, scratch, delta, classes, n_rows, group)
-    for r in range(n_rows):
-        scale = row_scale(arena, weight, samples[r], batch)
-        deltas = run(arena, delta + r * width, classes)
-        if dense:
-            target = row(targets, samples[r])
-            for j in range(classes):
-                deltas[j] -= scale * target[j]
-        else:
-            deltas[labels[samples[r]]] -= scale
+    pitch = ir_lanes(arena.dtype)
+    lanes = pitch // 2
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        arena_at = Memory(context, builder, arena, args[0])
+        group = _Group(builder, arena_at, args[3], args[4], pitch)
+        weights = Memory(context, builder, weight, args[7])
+        probabilities = Memory(context, builder, targets, args[6])
+        numbers = context.make_array(labels)(context, builder, args[5])
+        which = context.make_array(samples)(context, builder, args[8])
+        n_rows = which.nitems
+        last = builder.sub(n_rows, whole(1))
+        held = []
+        for r in range(lanes):
+            there = builder.icmp_signed("<", whole(r), last)
+            held.append(builder.select(there, whole(r), last))
+        rows = [builder.load(builder.gep(which.data, [r])) for r in held]
+        offsets = [builder.mul(r, whole(pitch)) for r in held]
+
+        def vector(kind: Any, values: Any) -> Any:
+            result = ir.Constant(ir.VectorType(kind, lanes), ir.Undefined)
+            for r, value in enumerate(values):
+                result = builder.insert_element(result, value, whole(r))
+            return result
+
+        scale = Variable(splat(builder, args[10], lanes))
+        with builder.if_then(builder.icmp_signed(">", weights.size, whole(0))):
+            each = vector(arena_at.real, [weights.load(r).value for r in rows])
+            scale.set(scale.get() * Number(builder, each))
+
+        def logits(r: int, first: Any, mask: Any) -> Number:
+            return arena_at.load(builder.add(builder.add(args[1], offsets[r]), first), lanes)
+
+        def wanted(r: int, first: Any, mask: Any) -> Number:
+            at = builder.add(builder.mul(rows[r], args[4]), first)
+            return probabilities.load_some(at, mask)
+
+        group.to_lanes(logits, group.logits)
+        losses_now = Variable(group.zeros)
+        dense = builder.icmp_signed(">", probabilities.size, whole(0))
+        with builder.if_else(dense) as (with_probabilities, with_labels):
+            with with_probabilities:
+                group.to_lanes(wanted, group.targets)
+                losses_now.set(group.with_probabilities(scale.get()))
+            with with_labels:
+                kind = ir.IntType(32 if scale.get().single else 64)
+                loaded = [builder.load(builder.gep(numbers.data, [r])) for r in rows]
+                if kind.width < 64:
+                    loaded = [builder.trunc(label, kind) for label in loaded]
+                losses_now.set(group.with_labels(vector(kind, loaded), scale.get()))
+        group.from_lanes(lambda r: builder.add(args[2], offsets[r]))
+        found = losses_now.get()
+        for r in range(lanes):
+            one = Number(builder, builder.extract_element(found.value, whole(r)))
+            arena_at.store(one, builder.add(args[9], held[r]))
+        return context.get_dummy_value()
+
+    integers = [types.int64] * 4
+    arrays = (labels, targets, weight, samples)
+    return types.void(arena, *integers, *arrays, types.int64, arena.dtype), codegen

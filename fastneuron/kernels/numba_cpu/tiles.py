@@ -11,10 +11,11 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
+from fastneuron.kernels.numba_cpu.sums import squares
 from fastneuron.kernels.numba_cpu.tile import BATCH, PLAIN, TALL, lanes, tile
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import update
-from fastneuron.kernels.numba_cpu.views import fill, row, run
+from fastneuron.kernels.numba_cpu.views import row, run
 
 
 @inner
@@ -66,17 +67,7 @@ def weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out):
         tile(1, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
 
 
-@inner
-def squares(gradient, sums):
-    """Add the squares of some whole panel rows to one sum a lane."""
-    width = sums.shape[0]
-    for r in range(gradient.shape[0] // width):
-        values = run(gradient, r * width, width)
-        for j in range(width):
-            sums[j] += values[j] * values[j]
-
-
-@inner
+@glue
 def place(head, layers, ticket, width):
     """Return of a tile: layer, panels, input rows, and its positions among the parameters.
 
@@ -101,21 +92,15 @@ def gradient(arena, head, layer, q, p, batch, n_rows, out, bias_out):
 
 
 @glue
-def tile_gradient(arena, head, layers, ticket, batch, scratch):
-    """Gradient of one tile, and its sum of squares; `scratch` has room for a panel row."""
+def tile_gradient(arena, head, layers, ticket, batch):
+    """Gradient of one tile, and its sum of squares."""
     width = lanes(arena)
     index, q, p, n_rows, weight, bias = place(head, layers, ticket, width)
     out = head[at.GRADIENT] + weight
     bias_out = head[at.GRADIENT] + bias if bias >= 0 else -1
     gradient(arena, head, row(layers, index), q, p, batch, n_rows, out, bias_out)
-    sums = run(arena, scratch, width)
-    fill(sums, arena.dtype.type(0.0))
-    squares(run(arena, out, n_rows * width), sums)
-    if bias >= 0:
-        squares(run(arena, bias_out, width), sums)
-    total = sums[0]
-    for j in range(1, width):
-        total += sums[j]
+    biases = width if bias >= 0 else 0
+    total = squares(arena, out, n_rows * width, bias_out, biases)
     arena[head[at.TILE_SQUARES] + ticket] = total
 
 
@@ -132,27 +117,30 @@ def transpose_tile(arena, head, layer, q, p):
 
 
 @inner
-def update_part(arena, head, position, size, slope, scalars, clip, decays):
-    """Update `size` parameters from `position` of the parameter region; gradient at `slope`."""
-    update(
-        head[at.UPDATE],
-        run(arena, head[at.PARAMETERS] + position, size),
-        run(arena, slope, size),
-        run(arena, head[at.MOMENT_1] + position, size),
-        run(arena, head[at.MOMENT_2] + position, size),
-        scalars,
-        clip,
-        decays,
-    )
-
-
-@inner
 def apply(arena, head, layers, index, q, p, n_rows, weight, bias, slope, bias_slope, scalars, clip):
-    """Update the parameters of one tile; layer 0 has no use for a transposed copy in training."""
+    """Update the parameters of one tile; layer 0 has no use for a transposed copy in training.
+
+    `weight` and `bias` are positions in the parameter region; their gradients stand at `slope` and
+    `bias_slope`.
+    """
     width = lanes(arena)
-    update_part(arena, head, weight, n_rows * width, slope, scalars, clip, 1)
-    if bias >= 0:
-        update_part(arena, head, bias, width, bias_slope, scalars, clip, head[at.DECAY_BIAS])
+    columns = layers[index, at.OUTPUTS] - q * width
+    size, position, decays = n_rows * width, weight, np.int64(1)
+    while True:
+        update(
+            head[at.UPDATE],
+            run(arena, head[at.PARAMETERS] + position, size),
+            run(arena, slope, size),
+            run(arena, head[at.MOMENT_1] + position, size),
+            run(arena, head[at.MOMENT_2] + position, size),
+            scalars,
+            clip,
+            decays,
+            columns,
+        )
+        if bias < 0 or position == bias:
+            break
+        size, position, slope, decays = width, bias, bias_slope, head[at.DECAY_BIAS]
     if index > 0:
         transpose_tile(arena, head, row(layers, index), q, p)
 

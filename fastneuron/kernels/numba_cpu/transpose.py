@@ -13,8 +13,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastneuron.kernels.numba_cpu.emit import Memory, Number, whole
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.tile import VECTOR_BYTES, lanes
+from fastneuron.kernels.numba_cpu.tile import ir_lanes, lanes
+
+#: Columns up to which a block is copied element by element: 64 lane exchanges take longer.
+ONE_BY_ONE = 2
 
 
 def _exchange(step: int, size: int, upper: bool) -> list[int]:
@@ -29,66 +33,107 @@ def _exchange(step: int, size: int, upper: bool) -> list[int]:
     ]
 
 
+def transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """Return the columns of a square block, given as a list of vectors."""
+    rows, size = list(rows), len(rows)
+
+    def shuffle(a: Any, b: Any, picked: list[int]) -> Any:
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), size), picked)
+        return builder.shuffle_vector(a, b, mask)
+
+    width = size // 2
+    while width:
+        for r in range(size):
+            if (r // width) % 2 == 0:
+                a, b = rows[r], rows[r + width]
+                rows[r] = shuffle(a, b, _exchange(width, size, upper=False))
+                rows[r + width] = shuffle(a, b, _exchange(width, size, upper=True))
+        width //= 2
+    return rows
+
+
+def _place(builder: Any, start: Any, row: int, pitch: int, last: Any) -> Any:
+    """Return where a row begins; those past the last, if it is given, stand where it does."""
+    held = whole(row)
+    if last is not None:
+        held = builder.select(builder.icmp_signed("<", held, last), held, last)
+    return builder.add(start, builder.mul(held, whole(pitch)))
+
+
 @intrinsic
-def transpose_block(
-    typingctx: Any, arena: Any, source: Any, step: Any, target: Any, out_step: Any
-) -> Any:
+def transpose_block(typingctx: Any, arena: Any, source: Any, target: Any) -> Any:
     """Transpose one L x L block, L lanes of one register: target[j, i] = source[i, j].
 
-    `step` and `out_step` are the elements from one row to the next.
+    Rows of both stand one panel width apart.
     """
-    size = VECTOR_BYTES * 8 // arena.dtype.bitwidth
-    scalar = ir.FloatType() if arena.dtype == types.float32 else ir.DoubleType()
-    vector = ir.VectorType(scalar, size)
-    itemsize = arena.dtype.bitwidth // 8
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = context.make_array(signature.args[0])(context, builder, args[0]).data
+        _emit(Memory(context, builder, arena, args[0]), arena.dtype, *args[1:], None, None)
+        return context.get_dummy_value()
 
-        def at(start: Any, row: int, row_step: Any) -> Any:
-            offset = builder.add(start, builder.mul(ir.Constant(ir.IntType(64), row), row_step))
-            return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
+    return types.void(arena, types.int64, types.int64), codegen
 
-        def shuffle(a: Any, b: Any, picked: list[int]) -> Any:
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), size), picked)
-            return builder.shuffle_vector(a, b, mask)
 
-        rows = [builder.load(at(args[1], r, args[2]), align=itemsize) for r in range(size)]
-        width = size // 2
-        while width:
-            for r in range(size):
-                if (r // width) % 2 == 0:
-                    a, b = rows[r], rows[r + width]
-                    rows[r] = shuffle(a, b, _exchange(width, size, upper=False))
-                    rows[r + width] = shuffle(a, b, _exchange(width, size, upper=True))
-            width //= 2
-        for r in range(size):
-            builder.store(rows[r], at(args[3], r, args[4]), align=itemsize)
+@intrinsic
+def transpose_edge(
+    typingctx: Any, arena: Any, source: Any, target: Any, n_rows: Any, n_columns: Any
+) -> Any:
+    """Like `transpose_block`, for a smaller one.
+
+    Source rows past `n_rows` are not read and count as zeros; columns past `n_columns` are left
+    out.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        last_row, last_column = (builder.sub(count, whole(1)) for count in args[3:])
+        memory = Memory(context, builder, arena, args[0])
+        _emit(memory, arena.dtype, args[1], args[2], last_row, last_column)
         return context.get_dummy_value()
 
     return types.void(arena, *[types.int64] * 4), codegen
+
+
+def _emit(
+    memory: Memory, dtype: Any, source: Any, target: Any, last_row: Any, last_column: Any
+) -> None:
+    builder, pitch = memory.builder, ir_lanes(dtype)
+    size = pitch // 2
+    rows = []
+    for r in range(size):
+        row = memory.load(_place(builder, source, r, pitch, last_row), size)
+        if last_row is not None:
+            row = row.where(builder.icmp_signed("<=", whole(r), last_row), 0.0)
+        rows.append(row.value)
+    columns = transposed(builder, rows)
+    # Backwards: what has no place of its own is written to the last one's, and then over.
+    for j in reversed(range(size)):
+        place = _place(builder, target, j, pitch, last_column)
+        memory.store(Number(builder, columns[j]), place)
 
 
 @inner
 def transpose(arena, source, target, n_rows, n_columns):
     """target[j, i] = source[i, j]; rows of both stand one panel width apart.
 
-    n_rows and n_columns are at most a panel; whole blocks go through registers, edges one by one.
+    n_rows and n_columns are at most a panel. Lanes of the target past n_rows may get zeros, which
+    is what fills up the last panel of a transposed weight.
     """
     panel = lanes(arena)
     block = panel // 2
+    if n_columns <= ONE_BY_ONE:
+        for i in range(n_rows):
+            for j in range(n_columns):
+                arena[target + j * panel + i] = arena[source + i * panel + j]
+        return
     i = 0
-    while i + block <= n_rows:
-        j = 0
-        while j + block <= n_columns:
-            transpose_block(arena, source + i * panel + j, panel, target + j * panel + i, panel)
-            j += block
-        while j < n_columns:
-            for k in range(block):
-                arena[target + j * panel + i + k] = arena[source + (i + k) * panel + j]
-            j += 1
-        i += block
     while i < n_rows:
-        for j in range(n_columns):
-            arena[target + j * panel + i] = arena[source + i * panel + j]
-        i += 1
+        j = 0
+        while j < n_columns:
+            start, end = source + i * panel + j, target + j * panel + i
+            if i + block <= n_rows and j + block <= n_columns:
+                transpose_block(arena, start, end)
+            else:
+                rows, columns = min(block, n_rows - i), min(block, n_columns - j)
+                transpose_edge(arena, start, end, rows, columns)
+            j += block
+        i += block

@@ -6,6 +6,7 @@ checks and remainder count (a tile's SGD update took 120 ns, and takes 96; the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -13,6 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastneuron.kernels.numba_cpu.emit import I64, Memory, Number, splat, whole
 from fastneuron.kernels.numba_cpu.tile import ir_lanes
 from fastneuron.optimizers import (
     BETA1,
@@ -35,66 +37,103 @@ RMSPROP = RMSprop().kind
 
 
 class _Step:
-    """One panel row of one update: vectors in, vectors out, constants splat outside the loop."""
+    """Emits what one step's formulas take: each number once, before the loop, and in every lane."""
 
-    def __init__(self, builder: Any, vector: Any, constants: dict[str, Any], root: Any) -> None:
-        self.builder = builder
-        self.c = constants
-        self.vector = vector
-        self._root = root
+    def __init__(self, table: Memory, lanes: int, single: bool, scale: Any, decays: Any) -> None:
+        self.builder = table.builder
+        self._table = table
+        self._lanes = lanes
+        self._single = single
+        self._scale = scale
+        self._decays = decays
 
-    def slope(self, g: Any, p: Any) -> Any:
-        """Return the clipped gradient plus L2 decay."""
-        b = self.builder
-        return b.fadd(b.fmul(self.c["scale"], g), b.fmul(self.c["l2"], p))
+    def _every(self, value: Any) -> Number:
+        if self._single:
+            value = self.builder.fptrunc(value, ir.FloatType())
+        return splat(self.builder, value, self._lanes)
 
-    def mean(self, old: Any, new: Any, beta: str, rest: str) -> Any:
-        """Return beta * old + rest * new."""
-        b = self.builder
-        return b.fadd(b.fmul(self.c[beta], old), b.fmul(self.c[rest], new))
+    def scalar(self, column: int) -> Number:
+        """Return a column of the step's scalars."""
+        return self._every(self._table.load(whole(column)).value)
 
-    def root(self, x: Any) -> Any:
-        return self.builder.call(self._root, [x])
+    def rest(self, column: int) -> Number:
+        """Return 1 less a column."""
+        return self._every((1.0 - self._table.load(whole(column))).value)
 
-    def down(self, p: Any, step: Any) -> Any:
-        """Return p - rate * step."""
-        return self.builder.fsub(p, self.builder.fmul(self.c["rate"], step))
+    def decay(self, column: int) -> Number:
+        """Return a column that counts only for what decays."""
+        return self._every(self._table.load(whole(column)).where(self._decays, 0.0).value)
 
-    def plain(self, p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
-        return self.down(p, self.slope(g, p)), None, None
+    def slope(self) -> Callable[[Number, Number], Number]:
+        """Return how the clipped gradient plus L2 decay comes from gradient and parameter."""
+        scale, l2 = self._every(self._scale), self.decay(L2)
+        return lambda g, p: scale * g + l2 * p
 
-    def momentum(self, p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
-        m = self.builder.fadd(self.builder.fmul(self.c["beta1"], m), self.slope(g, p))
-        return self.down(p, m), m, None
 
-    def nesterov(self, p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
-        b, slope = self.builder, self.slope(g, p)
-        m = b.fadd(b.fmul(self.c["beta1"], m), slope)
-        return self.down(p, b.fadd(slope, b.fmul(self.c["beta1"], m))), m, None
+# Each makes its constants and returns: parameters, gradients and moments to parameters and moments.
+_Formula = Callable[..., list[Number]]
 
-    def adam(self, p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
-        b, slope = self.builder, self.slope(g, p)
-        m = self.mean(m, slope, "beta1", "rest1")
-        v = self.mean(v, b.fmul(slope, slope), "beta2", "rest2")
-        root = b.fadd(b.fmul(self.root(v), self.c["correction"]), self.c["epsilon"])
-        kept = b.fsub(p, b.fmul(self.c["shrink"], p))
-        return b.fsub(kept, b.fdiv(b.fmul(self.c["rate"], m), root)), m, v
 
-    def rmsprop(self, p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
-        # Its one moment is the mean square.
-        b, slope = self.builder, self.slope(g, p)
-        m = self.mean(m, b.fmul(slope, slope), "beta2", "rest2")
-        root = b.fadd(self.root(m), self.c["epsilon"])
-        return b.fsub(p, b.fdiv(b.fmul(self.c["rate"], slope), root)), m, None
+def _plain(step: _Step) -> _Formula:
+    slope, rate = step.slope(), step.scalar(RATE)
+    return lambda p, g: [p - rate * slope(g, p)]
+
+
+def _momentum(step: _Step) -> _Formula:
+    slope, rate, beta = step.slope(), step.scalar(RATE), step.scalar(BETA1)
+
+    def formula(p: Number, g: Number, m: Number) -> list[Number]:
+        m = beta * m + slope(g, p)
+        return [p - rate * m, m]
+
+    return formula
+
+
+def _nesterov(step: _Step) -> _Formula:
+    slope, rate, beta = step.slope(), step.scalar(RATE), step.scalar(BETA1)
+
+    def formula(p: Number, g: Number, m: Number) -> list[Number]:
+        now = slope(g, p)
+        m = beta * m + now
+        return [p - rate * (now + beta * m), m]
+
+    return formula
+
+
+def _adam(step: _Step) -> _Formula:
+    slope, rate, shrink = step.slope(), step.scalar(RATE), step.decay(SHRINK)
+    beta1, rest1 = step.scalar(BETA1), step.rest(BETA1)
+    beta2, rest2 = step.scalar(BETA2), step.rest(BETA2)
+    correction, epsilon = step.scalar(CORRECTION), step.scalar(EPSILON)
+
+    def formula(p: Number, g: Number, m: Number, v: Number) -> list[Number]:
+        now = slope(g, p)
+        m = beta1 * m + rest1 * now
+        v = beta2 * v + rest2 * (now * now)
+        return [p - shrink * p - rate * m / (v.root() * correction + epsilon), m, v]
+
+    return formula
+
+
+def _rmsprop(step: _Step) -> _Formula:
+    slope, rate, epsilon = step.slope(), step.scalar(RATE), step.scalar(EPSILON)
+    beta2, rest2 = step.scalar(BETA2), step.rest(BETA2)
+
+    def formula(p: Number, g: Number, v: Number) -> list[Number]:
+        now = slope(g, p)
+        v = beta2 * v + rest2 * (now * now)
+        return [p - rate * now / (v.root() + epsilon), v]
+
+    return formula
 
 
 #: Kind -> (formula, number of moments).
-_FORMULAS = {
-    PLAIN: (_Step.plain, 0),
-    MOMENTUM: (_Step.momentum, 1),
-    NESTEROV: (_Step.nesterov, 1),
-    ADAM: (_Step.adam, 2),
-    RMSPROP: (_Step.rmsprop, 1),
+_FORMULAS: dict[int, tuple[Callable[[_Step], _Formula], int]] = {
+    PLAIN: (_plain, 0),
+    MOMENTUM: (_momentum, 1),
+    NESTEROV: (_nesterov, 1),
+    ADAM: (_adam, 2),
+    RMSPROP: (_rmsprop, 1),
 }
 
 
@@ -109,83 +148,48 @@ def update(
     scalars: Any,
     clip: Any,
     decays: Any,
+    columns: Any,
 ) -> Any:
     """Update parameters p from gradients g; m and v are the moments that the kind has.
 
     The runs are whole panel rows and do not overlap. `scalars` is one step's row of
-    `Optimizer.scalars`; `decays` is 0 for biases that weight decay leaves alone.
+    `Optimizer.scalars`; `decays` is 0 for biases that weight decay leaves alone. Where the panel
+    has at most half its `columns`, the other half, all zeros, is left alone.
     """
-    width = ir_lanes(p.dtype)
-    itemsize = p.dtype.bitwidth // 8
+    width = ir_lanes(p.dtype) // 2
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i64, double = ir.IntType(64), ir.DoubleType()
-        real = context.get_value_type(p.dtype)
-        vector = ir.VectorType(real, width)
+        kinds = signature.args[1:5]
+        runs = [
+            Memory(context, builder, kind, array) for kind, array in zip(kinds, args[1:5], strict=True)
+        ]
+        table = Memory(context, builder, signature.args[5], args[5])
 
-        def data(position: int) -> Any:
-            return context.make_array(signature.args[position])(context, builder, args[position])
+        decaying = builder.icmp_signed("!=", args[7], whole(0))
+        step = _Step(table, width, p.dtype == types.float32, args[6], decaying)
+        narrow = builder.icmp_signed("<=", args[8], whole(width))
+        stride = builder.select(narrow, whole(2 * width), whole(width))
+        count = builder.udiv(runs[0].size, stride)
 
-        table = data(5).data
-
-        def number(column: int) -> Any:
-            return builder.load(builder.gep(table, [ir.Constant(i64, column)]))
-
-        def splat(value: Any) -> Any:
-            if itemsize == 4:
-                value = builder.fptrunc(value, real)
-            nothing = ir.Constant(vector, ir.Undefined)
-            one = builder.insert_element(nothing, value, ir.Constant(i64, 0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
-            return builder.shuffle_vector(one, nothing, zeros)
-
-        zero, one = ir.Constant(double, 0.0), ir.Constant(double, 1.0)
-        decaying = builder.icmp_signed("!=", args[7], ir.Constant(i64, 0))
-        constants = {
-            "scale": splat(args[6]),
-            "rate": splat(number(RATE)),
-            "l2": splat(builder.select(decaying, number(L2), zero)),
-            "shrink": splat(builder.select(decaying, number(SHRINK), zero)),
-            "beta1": splat(number(BETA1)),
-            "rest1": splat(builder.fsub(one, number(BETA1))),
-            "beta2": splat(number(BETA2)),
-            "rest2": splat(builder.fsub(one, number(BETA2))),
-            "correction": splat(number(CORRECTION)),
-            "epsilon": splat(number(EPSILON)),
-        }
-        root = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(vector, [vector]),
-            f"llvm.sqrt.v{width}f{8 * itemsize}",
-        )
-        step = _Step(builder, vector, constants, root)
-        size = data(1).nitems
-        bases = [data(position).data for position in (1, 2, 3, 4)]
-
-        def loop(formula: Any, moments: int) -> None:
-            count = builder.udiv(size, ir.Constant(i64, width))
-            with cgutils.for_range(builder, count, intp=i64) as each:
-                offset = builder.mul(each.index, ir.Constant(i64, width))
-                places = [
-                    builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
-                    for base in bases[: 2 + moments]
-                ]
-                values = [builder.load(place, align=itemsize) for place in places]
-                values += [None] * (2 - moments)
-                new_p, *new_moments = formula(step, *values)
-                builder.store(new_p, places[0], align=itemsize)
-                for value, place in zip(new_moments, places[2:], strict=False):
-                    builder.store(value, place, align=itemsize)
+        def loop(make: Callable[[_Step], _Formula], moments: int) -> None:
+            formula, used = make(step), [runs[0], *runs[2 : 2 + moments]]
+            with cgutils.for_range(builder, count, intp=I64) as each:
+                at = builder.mul(each.index, stride)
+                old_p, *old = [run.load(at, width) for run in used]
+                new = formula(old_p, runs[1].load(at, width), *old)
+                for run, number in zip(used, new, strict=True):
+                    run.store(number, at)
 
         after = builder.append_basic_block("update.done")
         switch = builder.switch(args[0], after)
         for code, (formula, moments) in _FORMULAS.items():
             block = builder.append_basic_block(f"update.kind{int(code)}")
-            switch.add_case(ir.Constant(i64, int(code)), block)
+            switch.add_case(whole(int(code)), block)
             builder.position_at_end(block)
             loop(formula, moments)
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
 
-    return types.void(types.int64, p, g, m, v, scalars, types.float64, types.int64), codegen
+    numbers = (types.float64, types.int64, types.int64)
+    return types.void(types.int64, p, g, m, v, scalars, *numbers), codegen

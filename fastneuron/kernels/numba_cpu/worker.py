@@ -24,6 +24,7 @@ from fastneuron.kernels.numba_cpu.rows import (
     scatter_delta,
     values_block,
 )
+from fastneuron.kernels.numba_cpu.sums import sum_of_rows
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.tile import lanes
 from fastneuron.kernels.numba_cpu.tiles import (
@@ -123,16 +124,6 @@ def rows_phase(
 
 
 @inner
-def batch_loss(arena, head, batch):
-    """Sum of the row losses in row order; they carry weight and 1/B already."""
-    first = head[at.ROW_LOSS]
-    total = 0.0
-    for r in range(batch):
-        total += np.float64(arena[first + r])
-    return total
-
-
-@inner
 def clip_scale(squares, limit):
     """Return the factor that brings the global gradient norm down to `limit`; 0 means no limit."""
     norm = math.sqrt(squares)
@@ -188,7 +179,7 @@ def step(
     if not barrier(words, n_threads):
         return False
     if tid == 0 and stages & WITH_LOSS:
-        loss = batch_loss(arena, head, batch)
+        loss = sum_of_rows(arena, head[at.ROW_LOSS], batch)
         losses[0] = loss
         if not math.isfinite(loss):
             words[STATUS] = _LOSS_NOT_FINITE
@@ -210,7 +201,7 @@ def step(
             ticket = draw(words, n_threads)
             if ticket >= head[at.N_TILES]:
                 break
-            tile_gradient(arena, head, layers, ticket, batch, scratch)
+            tile_gradient(arena, head, layers, ticket, batch)
     if not barrier(words, n_threads):
         return False
     if words[STATUS] != 0:
