@@ -26,6 +26,29 @@ def _integer(dtype: Any) -> Any:
     return types.int32 if dtype == types.float32 else types.int64
 
 
+#: Parameters up to which the gradient, half a MiB of float32, is still in cache when it is wanted.
+KEPT_GRADIENT = 1 << 17
+
+
+@inner
+def bound_pays(noted, parameters):
+    """Return whether looking at so many numbers is cheaper than two visits to all parameters.
+
+    Two visits look at each parameter's gradient once more. Both ways give the same bits.
+    """
+    return noted <= parameters or parameters > KEPT_GRADIENT
+
+
+@inner
+def noted_columns(head, layers, width):
+    """Return how many numbers a row of the batch has that `note_sizes` looks at."""
+    columns = 0
+    for index in range(head[at.N_LAYERS]):
+        columns += (layers[index, at.INPUTS] + width - 1) // width * width
+        columns += (layers[index, at.OUTPUTS] + width - 1) // width * width
+    return columns
+
+
 @intrinsic
 def size_of_bits(typingctx: Any, vector: Any, bits: Any) -> Any:
     """Return the number of the vector's dtype that has these bits."""

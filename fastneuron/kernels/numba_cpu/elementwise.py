@@ -11,8 +11,6 @@ import math
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.normal import bell, mills, tail_moment, tail_size
 from fastneuron.kernels.numba_cpu.exponentials import (
     decay,
     expm1,
@@ -21,6 +19,8 @@ from fastneuron.kernels.numba_cpu.exponentials import (
     silu,
     tanh,
 )
+from fastneuron.kernels.numba_cpu.jit import inner
+from fastneuron.kernels.numba_cpu.normal import bell, mills, tail_moment, tail_size
 
 IDENTITY = ACTIVATIONS["identity"].code
 RELU = ACTIVATIONS["relu"].code

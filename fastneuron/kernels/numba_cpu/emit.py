@@ -168,12 +168,12 @@ def horner(x: Number, coefficients: tuple[float, ...]) -> Number:
 
     values: list[Any] = list(coefficients)
     if len(values) < 12:
-        return chain(x, values)  # type: ignore[no-any-return]
+        return chain(x, values)
     # Past the first two terms, where every rounding counts, two chains: a processor cannot look far
     # enough ahead to fill the waits of a long one.
     square = x * x
     even, odd = chain(square, values[2::2]), chain(square, values[3::2])
-    return chain(x, [*values[:2], x.times(odd, even)])  # type: ignore[no-any-return]
+    return chain(x, [*values[:2], x.times(odd, even)])
 
 
 def power_of_two(rounded: Number) -> Number:
@@ -231,7 +231,7 @@ class Memory:
         )
 
     def load_some(self, offset: Any, mask: Any) -> Number:
-        """Return a vector: the masked lanes from memory, zeros in the others; those are not read."""
+        """Return a vector: masked lanes from memory, zeros in the others, which are not read."""
         place = self._place(offset, mask.type.count)
         vector = ir.VectorType(self.real, mask.type.count)
         entry = cgutils.get_or_insert_function(
@@ -244,9 +244,8 @@ class Memory:
         return Number(self.builder, self.builder.call(entry, [place, align, mask, zeros]))
 
     def store(self, number: Any, offset: Any) -> None:
-        self.builder.store(
-            number.value, self._place(offset, number.lanes), align=self.itemsize
-        )
+        """Write a number, or vector, from `offset` on."""
+        self.builder.store(number.value, self._place(offset, number.lanes), align=self.itemsize)
 
 
 def below(builder: Any, count: Any, lanes: int) -> Any:
@@ -264,7 +263,9 @@ class Variable:
         self.set(number)
 
     def get(self) -> Number:
+        """Return the number as it is now."""
         return Number(self._builder, self._builder.load(self._place))
 
     def set(self, number: Number) -> None:
+        """Put a number in its place."""
         self._builder.store(number.value, self._place)

@@ -11,6 +11,7 @@ from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, g
 from fastneuron.kernels.numba_cpu.exponentials import log
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import exponentials, largest, row_scale, values_row
+from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.softmax import softmax_group
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
@@ -143,18 +144,6 @@ def layer_backward(arena, head, layer, stride, first, n_rows, code, saved):
         if code != IDENTITY and code != RELU:
             size = n_rows * width
             gate(code, run(arena, target, size), run(arena, saved + here, size))
-
-
-@inner
-def gather(arena, sample, out, stride):
-    """Copy one row, a vector, to its place in the panels; lanes after the last column stay."""
-    width = lanes(arena)
-    columns = sample.shape[0]
-    p = 0
-    while p * width < columns:
-        count = min(width, columns - p * width)
-        copy(run(arena, out + p * stride, count), run(sample, p * width, count))
-        p += 1
 
 
 @inner

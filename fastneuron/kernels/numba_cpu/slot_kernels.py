@@ -8,9 +8,9 @@ from __future__ import annotations
 from fastneuron.kernels.numba_cpu.elementwise import activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale, values_row
+from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_row,
-    gather,
     product,
     scatter_delta,
 )

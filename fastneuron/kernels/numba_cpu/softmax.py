@@ -67,9 +67,7 @@ class _Group:
         """Turn lanes into whole panel rows at `place(r)`, with zeros after the last class."""
         builder = self.builder
         filled = builder.mul(self.registers, whole(self.lanes))
-        with cgutils.for_range_slice(
-            builder, self.classes, filled, whole(1), intp=I64
-        ) as (j, _):
+        with cgutils.for_range_slice(builder, self.classes, filled, whole(1), intp=I64) as (j, _):
             self.arena.store(self.zeros, self.of_class(self.logits, j))
         with self.every(self.registers) as (half, _):
             first = builder.mul(half, whole(self.lanes))

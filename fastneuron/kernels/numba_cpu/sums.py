@@ -35,9 +35,10 @@ def sum_of_rows(typingctx: Any, arena: Any, first: Any, count: Any) -> Any:
         memory = Memory(context, builder, arena, args[0])
         doubles = ir.VectorType(ir.DoubleType(), LOSS_LANES)
         total = Variable(Number(builder, ir.Constant(doubles, [0.0] * LOSS_LANES)))
-        with cgutils.for_range_slice(
-            builder, whole(0), args[2], whole(LOSS_LANES), intp=I64
-        ) as (at, _):
+        with cgutils.for_range_slice(builder, whole(0), args[2], whole(LOSS_LANES), intp=I64) as (
+            at,
+            _,
+        ):
             mask = below(builder, builder.sub(args[2], at), LOSS_LANES)
             some = memory.load_some(builder.add(args[1], at), mask)
             if some.single:
@@ -49,9 +50,7 @@ def sum_of_rows(typingctx: Any, arena: Any, first: Any, count: Any) -> Any:
 
 
 @intrinsic
-def squares(
-    typingctx: Any, arena: Any, first: Any, size: Any, other: Any, other_size: Any
-) -> Any:
+def squares(typingctx: Any, arena: Any, first: Any, size: Any, other: Any, other_size: Any) -> Any:
     """Return the sum of the squares of two runs of whole panel rows."""
     width = ir_lanes(arena.dtype)
 

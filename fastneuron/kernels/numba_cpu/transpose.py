@@ -68,7 +68,8 @@ def transpose_block(typingctx: Any, arena: Any, source: Any, target: Any) -> Any
     """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _emit(Memory(context, builder, arena, args[0]), arena.dtype, *args[1:], None, None)
+        memory = Memory(context, builder, arena, args[0])
+        _emit(memory, arena.dtype, args[1], args[2], None, None)
         return context.get_dummy_value()
 
     return types.void(arena, types.int64, types.int64), codegen

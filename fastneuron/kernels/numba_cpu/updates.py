@@ -161,7 +161,8 @@ def update(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args[1:5]
         runs = [
-            Memory(context, builder, kind, array) for kind, array in zip(kinds, args[1:5], strict=True)
+            Memory(context, builder, kind, array)
+            for kind, array in zip(kinds, args[1:5], strict=True)
         ]
         table = Memory(context, builder, signature.args[5], args[5])
 

@@ -11,14 +11,20 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
-from fastneuron.kernels.numba_cpu.bounds import certainly_finite, forget_sizes, note_sizes
+from fastneuron.kernels.numba_cpu.bounds import (
+    bound_pays,
+    certainly_finite,
+    forget_sizes,
+    note_sizes,
+    noted_columns,
+)
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
+from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_block,
     gate_output,
-    gather,
     layer_backward,
     layer_forward,
     scatter_delta,
@@ -44,18 +50,27 @@ _LOSS_NOT_FINITE = int(Status.LOSS_NOT_FINITE)
 _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 
 
-#: Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
-#: the first-level cache, and their squares cost less than the bound that proves them finite.
-FUSE_FROM = 5
-
 scratch_size = inner(at.scratch_size)
 
 
 @glue
 def rows_phase(
-    stages, arena, head, layers, x, labels, targets, weight, samples, words, tid, n_threads, scratch
+    stages,
+    arena,
+    head,
+    layers,
+    x,
+    labels,
+    targets,
+    weight,
+    samples,
+    words,
+    tid,
+    n_threads,
+    scratch,
+    noting,
 ):
-    """Phase A of one step: draw blocks of rows until none is left."""
+    """Phase A of one step: draw blocks of rows until none is left, `noting` their maxima."""
     width = lanes(arena)
     stride = head[at.CAPACITY] * width
     n_layers = head[at.N_LAYERS]
@@ -63,7 +78,8 @@ def rows_phase(
     share = (batch + n_threads - 1) // n_threads
     block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
     last = row(layers, n_layers - 1)
-    forget_sizes(head, words, tid)
+    if noting:
+        forget_sizes(head, words, tid)
     while True:
         first = draw(words, n_threads) * block
         if first >= batch:
@@ -118,7 +134,7 @@ def rows_phase(
                 # np.int64: a literal would be a signature, and a compilation, of its own.
                 code = np.int64(IDENTITY)
                 layer_backward(arena, head, row(layers, 0), stride, first, n_rows, code, code)
-        if stages & UPDATE and head[at.N_TILES] >= FUSE_FROM:
+        if noting:
             with_loss = stages & WITH_LOSS
             note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss)
 
@@ -147,6 +163,7 @@ def step(
     tid,
     n_threads,
     scratch,
+    columns,
 ):
     """One step; returns False where the chunk ends here."""
     batch = samples.shape[0]
@@ -161,6 +178,11 @@ def step(
             transpose_tile(arena, head, row(layers, 0), q, p)
         if not barrier(words, n_threads):
             return False
+    one_visit = (
+        stages & UPDATE
+        and scalars[CLIP_NORM] == 0.0
+        and bound_pays(batch * columns, head[at.MOMENT_1] - head[at.PARAMETERS])
+    )
     rows_phase(
         stages,
         arena,
@@ -175,6 +197,7 @@ def step(
         tid,
         n_threads,
         scratch,
+        one_visit,
     )
     if not barrier(words, n_threads):
         return False
@@ -183,9 +206,8 @@ def step(
         losses[0] = loss
         if not math.isfinite(loss):
             words[STATUS] = _LOSS_NOT_FINITE
-    fused = stages & UPDATE and head[at.N_TILES] >= FUSE_FROM and scalars[CLIP_NORM] == 0.0
     # All threads read the same words, and find the same.
-    if fused and certainly_finite(arena, head, layers, words, batch, n_threads):
+    if one_visit and certainly_finite(arena, head, layers, words, batch, n_threads):
         while True:
             ticket = draw(words, n_threads)
             if ticket >= head[at.N_TILES]:
@@ -248,6 +270,7 @@ def train(
     `stages` says which parts of the step to do.
     """
     scratch = head[at.SCRATCH] + tid * scratch_size(lanes(arena))
+    columns = noted_columns(head, layers, lanes(arena))
     for s in range(bounds.shape[0] - 1):
         samples = run(order, bounds[s], bounds[s + 1] - bounds[s])
         if not step(
@@ -266,6 +289,7 @@ def train(
             tid,
             n_threads,
             scratch,
+            columns,
         ):
             return
 
