@@ -46,6 +46,12 @@ def call_log1p(x, y):  # type: ignore[no-untyped-def]
         y[i] = exponentials.log1p_unit(x[i])
 
 
+@numba.njit(error_model="numpy")
+def call_log(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = exponentials.log(x[i])
+
+
 def upper_tail(t: Any) -> Any:
     """The normal distribution's Q(t) for 0 <= t <= 60, in t's dtype."""
     if t.dtype == np.float64:
@@ -92,6 +98,7 @@ WIDE: dict[str, Function] = {
     "exp": np.exp,
     "expm1": np.expm1,
     "log1p": np.log1p,
+    "log": np.log,
     "identity": np.positive,
     "relu": lambda z: np.maximum(z, 0),
     "leaky_relu": lambda z: np.where(z < 0, z / 100, z),
@@ -114,7 +121,7 @@ WIDE_GATE: dict[str, Function] = {
     "sigmoid": lambda a: a * (1 - a),
     "tanh": lambda a: 1 - a * a,
 }
-DOMAIN = {"expm1": (-np.inf, 80), "log1p": (0, 1)}
+DOMAIN = {"expm1": (-np.inf, 80), "log1p": (0, 1), "log": (2.0**-126, np.inf)}
 NAMES = ["exp", *DOMAIN, *ACTIVATIONS]
 
 
@@ -144,11 +151,14 @@ def arguments(dtype: str) -> Any:
     return np.concatenate([sizes, -sizes])
 
 
+CALLS = {"exp": call_exp, "expm1": call_expm1, "log1p": call_log1p, "log": call_log}
+
+
 def computed(name: str, x: Any) -> Any:
     if name in ACTIVATIONS:
         return SLOTS["bias_act_forward"](x[None], None, name)[0]
     got = np.empty_like(x)
-    {"exp": call_exp, "expm1": call_expm1, "log1p": call_log1p}[name](x, got)
+    CALLS[name](x, got)
     return got
 
 

@@ -55,6 +55,12 @@ def call_log1p(x, y):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def call_log(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        y[i] = exponentials.log(x[i])
+
+
+@kernel
 def count_together(words, counts, tid, n_threads, rounds):  # type: ignore[no-untyped-def]
     """Each round every thread adds 1 behind a barrier; a thread that ran ahead would be seen."""
     for r in range(rounds):
@@ -245,6 +251,8 @@ def test_exponentials_of_special_values(dtype: str) -> None:
     np.testing.assert_array_equal(got, [np.nan, np.inf, 0, 1, 1, np.inf, 0])
     call_expm1(x[[0, 2, 3]], got[:3])
     np.testing.assert_array_equal(got[:3], [np.nan, -1, 0])
+    call_log(np.array([np.nan, np.inf, 1.0], dtype), got[:3])
+    np.testing.assert_array_equal(got[:3], [np.nan, np.inf, 0])
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])

@@ -89,9 +89,16 @@ from fastneuron.losses import LOSSES
 from fastneuron.optimizers import Adam
 from fastneuron.spec import Dense, NetworkSpec
 from fastneuron.testing import draw_parameters
-for loss_name, y in (("mse", rng.normal(size=(19, 3))), ("cross_entropy", rng.integers(0, 3, 19))):
+for loss_name, outputs, y in (
+    ("mse", 3, rng.normal(size=(19, 3))),
+    ("mse", 35, rng.normal(size=(19, 35))),
+    ("cross_entropy", 3, rng.integers(0, 3, 19)),
+    ("cross_entropy", 3, rng.random((19, 3))),
+    ("cross_entropy", 35, rng.integers(0, 35, 19)),
+    ("cross_entropy", 35, rng.random((19, 35))),
+):
     y = y.astype(np.float32) if y.ndim == 2 else y
-    spec = NetworkSpec.chain([Dense(7, 18, "relu"), Dense(18, 3)])
+    spec = NetworkSpec.chain([Dense(7, 18, "relu"), Dense(18, outputs)])
     engine = backend.engine(spec, LOSSES[loss_name], Adam(), batch_size=1)
     engine.load(draw_parameters(spec, rng))
     def train(x, y, weight, order, bounds, scalars, losses):

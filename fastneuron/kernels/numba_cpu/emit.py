@@ -132,21 +132,34 @@ class Number:
         """Return the number that is this integer."""
         return self._of(self.builder.sitofp(whole, self.type))
 
-    def tree_sum(self) -> Number:
-        """Return the sum of a vector's lanes: halves are added until one lane is left."""
-        value, size = self.value, self.lanes
-        while size > 1:
-            size //= 2
-            parts = [
-                self.builder.shuffle_vector(
-                    value,
-                    ir.Constant(value.type, ir.Undefined),
-                    ir.Constant(ir.VectorType(ir.IntType(32), size), list(range(at, at + size))),
-                )
+    def tree(self, join: Callable[[Number, Number], Number]) -> Number:
+        """Return the lanes of a vector joined in halves until one is left."""
+        now = self
+        while now.lanes:
+            size = now.lanes // 2
+            nothing = ir.Constant(now.type, ir.Undefined)
+            halves = [
+                ir.Constant(ir.VectorType(ir.IntType(32), size), list(range(at, at + size)))
                 for at in (0, size)
             ]
-            value = self.builder.fadd(*parts)
-        return self._of(self.builder.extract_element(value, whole(0)))
+            low, high = (
+                self._of(self.builder.shuffle_vector(now.value, nothing, half)) for half in halves
+            )
+            if size == 1:
+                low, high = (
+                    self._of(self.builder.extract_element(one.value, whole(0)))
+                    for one in (low, high)
+                )
+            now = join(low, high)
+        return now
+
+    def tree_sum(self) -> Number:
+        """Return the sum of a vector's lanes: halves are added until one lane is left."""
+        return self.tree(lambda low, high: low + high)
+
+    def largest_lane(self) -> Number:
+        """Return the largest of a vector's lanes; what a NaN stands beside may win or not."""
+        return self.tree(lambda low, high: high.where(high > low, low))
 
 
 def splat(builder: Any, scalar: Any, lanes: int) -> Number:

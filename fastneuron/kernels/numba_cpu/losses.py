@@ -27,7 +27,6 @@ from fastneuron.kernels.numba_cpu.exponentials import (
     emit_exp,
     emit_log1p_unit,
     emit_sigmoid,
-    exp,
 )
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.tile import ir_lanes
@@ -167,22 +166,3 @@ def values_row(
 
     integers = [types.int64] * 4
     return arena.dtype(arena, *integers, target, arena.dtype), codegen
-
-
-@inner
-def largest(o, best):
-    """Return the largest of `best` and a run; a NaN is left to the sums that follow."""
-    for j in range(o.shape[0]):
-        best = o[j] if o[j] > best else best
-    return best
-
-
-@inner
-def exponentials(o, d, shift):
-    """Write exp(o - shift) to d and return the run's sum."""
-    for j in range(o.shape[0]):
-        d[j] = exp(o[j] - shift)
-    total = o.dtype.type(0.0)
-    for j in range(o.shape[0]):
-        total += d[j]
-    return total

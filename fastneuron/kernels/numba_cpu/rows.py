@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
-from fastneuron.kernels.numba_cpu.exponentials import log
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.losses import exponentials, largest, row_scale, values_row
+from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
 from fastneuron.kernels.numba_cpu.moves import gather
-from fastneuron.kernels.numba_cpu.softmax import softmax_group
+from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row, softmax_group
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
     RELU_GATE,
@@ -156,50 +155,6 @@ def scatter_delta(arena, values, out, stride):
     if tail != 0:
         start = out + (columns // width) * stride
         fill(run(arena, start + tail, width - tail), arena.dtype.type(0.0))
-
-
-@inner
-def cross_entropy_row(arena, out, delta, stride, classes, label, target, dense, scale):
-    """Softmax and cross-entropy of one row; returns scale * loss.
-
-    The target is class `label`, or where `dense` the run `target` of class probabilities.
-    """
-    width = lanes(arena)
-    panels = (classes + width - 1) // width
-    best = arena[out]
-    for p in range(panels):
-        count = min(width, classes - p * width)
-        best = largest(run(arena, out + p * stride, count), best)
-    zero = arena.dtype.type(0.0)
-    total = zero
-    for p in range(panels):
-        count = min(width, classes - p * width)
-        o, d = out + p * stride, delta + p * stride
-        total += exponentials(run(arena, o, count), run(arena, d, count), best)
-        fill(run(arena, d + count, width - count), zero)
-    log_total = log(total)  # the largest is added last: it may dwarf the logarithm
-    mass = scale
-    loss = zero
-    if dense:
-        whole = zero
-        for j in range(classes):
-            whole += target[j]
-            below = best - arena[out + (j // width) * stride + j % width]
-            loss += target[j] * (log_total + below)
-        mass = scale * whole
-    else:
-        loss = log_total + (best - arena[out + (label // width) * stride + label % width])
-    share = mass / total
-    for p in range(panels):
-        exponential = run(arena, delta + p * stride, min(width, classes - p * width))
-        for j in range(exponential.shape[0]):
-            exponential[j] = exponential[j] * share
-    if dense:
-        for j in range(classes):
-            arena[delta + (j // width) * stride + j % width] -= scale * target[j]
-    else:
-        arena[delta + (label // width) * stride + label % width] -= scale
-    return scale * loss
 
 
 @inner

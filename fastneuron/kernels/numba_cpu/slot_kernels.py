@@ -10,10 +10,10 @@ from fastneuron.kernels.numba_cpu.jit import inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale, values_row
 from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.rows import (
-    cross_entropy_row,
     product,
     scatter_delta,
 )
+from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row
 from fastneuron.kernels.numba_cpu.tile import PLAIN, lanes
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
 from fastneuron.kernels.numba_cpu.updates import update

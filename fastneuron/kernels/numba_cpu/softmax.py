@@ -1,4 +1,4 @@
-"""Softmax and cross-entropy of a block of rows, for up to one panel of classes.
+"""Softmax and cross-entropy: of rows side by side up to one panel of classes, else row by row.
 
 A row of ten classes fills a third of a vector register and its sums are chains of dependent adds,
 so rows are turned into lanes: one register holds one class of as many rows as it has lanes. Lanes
@@ -7,6 +7,7 @@ never meet: the bits of a row do not depend on which rows share a register.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from llvmlite import ir
@@ -224,3 +225,97 @@ def softmax_group(
     integers = [types.int64] * 4
     arrays = (labels, targets, weight, samples)
     return types.void(arena, *integers, *arrays, types.int64, arena.dtype), codegen
+
+
+@intrinsic
+def cross_entropy_row(
+    typingctx: Any,
+    arena: Any,
+    out: Any,
+    delta: Any,
+    stride: Any,
+    classes: Any,
+    label: Any,
+    target: Any,
+    dense: Any,
+    scale: Any,
+) -> Any:
+    """Softmax and cross-entropy of one row of any length; returns scale * loss.
+
+    The target is class `label`, or where `dense` the run `target` of class probabilities. The row
+    stands in panels `stride` apart; scale * dL/d(logits) is written to those at `delta`, with zeros
+    up to the end of the last. Sums go over registers, and then over lanes in halves.
+    """
+    pitch = ir_lanes(arena.dtype)
+    lanes = pitch // 2
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        memory = Memory(context, builder, arena, args[0])
+        wanted = Memory(context, builder, target, args[6])
+        out_at, delta_at, panel, count, chosen = args[1:6]
+        factor = Number(builder, args[8])
+        factors = splat(builder, factor.value, lanes)
+        zeros = factors.constant(0.0)
+        whole_panels = builder.and_(builder.add(count, whole(pitch - 1)), whole(-pitch))
+
+        def place(first: Any) -> Any:
+            row = builder.mul(builder.udiv(first, whole(pitch)), panel)
+            return builder.add(row, builder.and_(first, whole(pitch - 1)))
+
+        def registers(end: Any) -> Any:
+            return cgutils.for_range_slice(builder, whole(0), end, whole(lanes), intp=I64)
+
+        def some(first: Any) -> Any:
+            return below(builder, builder.sub(count, first), lanes)
+
+        most = Variable(zeros.constant(-math.inf))
+        with registers(count) as (at, _):
+            o = memory.load(builder.add(out_at, place(at)), lanes)
+            o, best = o.where(some(at), -math.inf), most.get()
+            most.set(o.where(o > best, best))  # a NaN is left to the sums that follow
+        best = splat(builder, most.get().largest_lane().value, lanes)
+        total, mass, mean = Variable(zeros), Variable(zeros), Variable(zeros)
+        with registers(count) as (at, _):
+            here = place(at)
+            shifted = memory.load(builder.add(out_at, here), lanes) - best
+            power = emit_exp(shifted).where(some(at), 0.0)
+            memory.store(power, builder.add(delta_at, here))
+            total.set(total.get() + power)
+            with builder.if_then(args[7]):
+                t = wanted.load_some(at, some(at))
+                mass.set(mass.get() + t)
+                mean.set(mean.get() + (t * shifted).where(some(at), 0.0))
+        whole_total = total.get().tree_sum()
+        log_total = emit_log(whole_total)
+        share, loss = Variable(factor), Variable(factor)
+        with builder.if_else(args[7]) as (with_probabilities, with_label):
+            with with_probabilities:
+                whole_mass = mass.get().tree_sum()
+                share.set(factor * whole_mass / whole_total)
+                loss.set(factor * (whole_mass * log_total - mean.get().tree_sum()))
+            with with_label:
+                share.set(factor / whole_total)
+                logit = memory.load(builder.add(out_at, place(chosen)))
+                first = Number(builder, builder.extract_element(best.value, whole(0)))
+                loss.set(factor * (log_total - (logit - first)))
+        shares = splat(builder, share.get().value, lanes)
+        with registers(whole_panels) as (at, _):
+            here = builder.add(delta_at, place(at))
+            with builder.if_else(builder.icmp_signed("<", at, count)) as (used, unused):
+                with used:
+                    d = (memory.load(here, lanes) * shares).where(some(at), 0.0)
+                    with builder.if_else(args[7]) as (with_probabilities, with_label):
+                        with with_probabilities:
+                            t = wanted.load_some(at, some(at))
+                            memory.store(d - factors * t, here)
+                        with with_label:
+                            memory.store(d, here)
+                with unused:
+                    memory.store(zeros, here)
+        with builder.if_then(builder.not_(args[7])):
+            here = builder.add(delta_at, place(chosen))
+            memory.store(memory.load(here) - factor, here)
+        return loss.get().value
+
+    integers = [types.int64] * 5
+    return arena.dtype(arena, *integers, target, types.boolean, arena.dtype), codegen

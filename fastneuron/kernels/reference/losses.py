@@ -9,7 +9,7 @@ None IN, None standing for ones; rows (B,) OUT: ``weight_i loss_i``; dout (B, O)
 Cost: reads 2 B O + B, writes B O + B.
 
 Order: the sum over the O outputs of a row is NumPy's; fast kernels fix it by O alone. The sum over
-the rows is the engine's: float64, in row order.
+the rows is the engine's: float64, in an order fixed by B alone.
 """
 
 from __future__ import annotations
