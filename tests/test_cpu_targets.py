@@ -82,8 +82,8 @@ def run_tests(environment: dict[str, str], files: list[str], which: str) -> None
 
 
 DESCRIBE = """
-from fastneuron.kernels.numba_cpu import emit, tile
-print(tile.VECTOR_BYTES, emit.FUSES)
+from fastneuron.kernels.numba_cpu import emit, target
+print(target.VECTOR_BYTES, emit.FUSES)
 """
 
 

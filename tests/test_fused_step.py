@@ -12,10 +12,8 @@ pytest.importorskip("numba", reason="numba is not installed")
 import itertools
 
 from fastneuron.kernels.contract import Parameters, Status
-from fastneuron.kernels.layout import Layout
-from fastneuron.kernels.numba_cpu.bounds import bound_pays, noted_columns
 from fastneuron.kernels.numba_cpu.engine import NumbaEngine
-from fastneuron.kernels.numba_cpu.tile import lane_count
+from fastneuron.kernels.numba_cpu.worker import FUSE_FROM
 from fastneuron.kernels.reference import ReferenceEngine
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, Optimizer, RMSprop
@@ -49,15 +47,6 @@ def trained(kind: type, optimizer: Optimizer, dtype: str, scale: float, steps: i
     return outcome, losses, engine.export()
 
 
-def visits_once(dtype: str) -> bool:
-    """Whether the bound is looked at for batches of 30 rows."""
-    spec, *_ = setting(dtype)
-    lanes = lane_count(dtype)
-    layout = Layout.build(spec, lanes, 30, 1)
-    columns = noted_columns.py_func(layout.head, layout.layers, lanes)
-    return bool(bound_pays.py_func(30 * columns, layout.n_parameters))
-
-
 def flat(parameters: Parameters) -> Any:
     return np.concatenate(
         [array.ravel() for pair in parameters for array in pair if array is not None]
@@ -77,7 +66,8 @@ def flat(parameters: Parameters) -> Any:
 def test_same_bits_as_in_two_passes(
     one_visit: Optimizer, two_passes: Optimizer, dtype: str
 ) -> None:
-    assert visits_once(dtype)
+    lanes_32 = [-(-size // 32) for size in SIZES]
+    assert sum(a * b for a, b in itertools.pairwise(lanes_32)) >= FUSE_FROM
     _, want_losses, want = trained(NumbaEngine, two_passes, dtype, 1.0)
     outcome, losses, got = trained(NumbaEngine, one_visit, dtype, 1.0)
     assert outcome.status == Status.OK

@@ -12,8 +12,16 @@ pytest.importorskip("numba", reason="numba is not installed")
 from fastneuron.kernels import stages
 from fastneuron.kernels.numba_cpu import exponentials, sync, views
 from fastneuron.kernels.numba_cpu.jit import inner, kernel, uniform
-from fastneuron.kernels.numba_cpu.rows import product
-from fastneuron.kernels.numba_cpu.tile import PLAIN, RELU_GATE, RELU_OUTPUT, TALL, lane_count
+from fastneuron.kernels.numba_cpu.target import lane_count
+from fastneuron.kernels.numba_cpu.tile import (
+    NOTHING_AHEAD,
+    PLAIN,
+    RELU_GATE,
+    RELU_OUTPUT,
+    ROWS,
+    TALL,
+    product,
+)
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.threads import run_team
@@ -22,13 +30,31 @@ DTYPES = ["float32", "float64"]
 
 
 @kernel
-def call_product(arena, out, start, a, stride, b, depth, n_rows, columns, epilogue, saved):  # type: ignore[no-untyped-def]
-    product(arena, out, start, a, stride, b, depth, n_rows, columns, epilogue, saved)
+def call_product(  # type: ignore[no-untyped-def]
+    arena, out, start, step, a, stride, b, depth, n_rows, columns, epilogue, saved
+):
+    product(
+        ROWS,
+        columns,
+        epilogue,
+        arena,
+        out,
+        start,
+        step,
+        a,
+        stride,
+        b,
+        depth,
+        n_rows,
+        saved,
+        -1,
+        NOTHING_AHEAD,
+    )
 
 
 @kernel
 def call_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out):  # type: ignore[no-untyped-def]
-    weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out)
+    weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out, NOTHING_AHEAD)
 
 
 @kernel
@@ -136,7 +162,9 @@ def test_product_is_exact_on_integers(dtype: str, n_rows: int) -> None:
         ):
             before = arena.values.copy()
             panel = capacity * lanes
-            call_product(arena.values, out, s, a, panel, b, depth, n_rows, columns, epilogue, gate)
+            call_product(
+                arena.values, out, s, 0, a, panel, b, depth, n_rows, columns, epilogue, gate
+            )
             got = arena.values[out : out + n_rows * lanes].reshape(n_rows, lanes)
             np.testing.assert_array_equal(got, want)
             before[out : out + n_rows * lanes] = arena.values[out : out + n_rows * lanes]
@@ -184,7 +212,9 @@ def test_a_row_has_the_same_bits_in_any_tile(columns: int) -> None:
 
     def bits(n_rows: int) -> bytes:
         panel = most * lanes
-        call_product(arena.values, out, start, a, panel, b, depth, n_rows, columns, RELU_OUTPUT, 0)
+        call_product(
+            arena.values, out, start, 0, a, panel, b, depth, n_rows, columns, RELU_OUTPUT, 0
+        )
         return arena.values[out : out + n_rows * lanes].tobytes()
 
     want = bits(most)

@@ -11,7 +11,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from fastneuron.kernels.numba_cpu import losses, moves, softmax, sums, updates
 from fastneuron.kernels.numba_cpu.jit import kernel
-from fastneuron.kernels.numba_cpu.tile import lane_count
+from fastneuron.kernels.numba_cpu.target import lane_count
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, RMSprop
 

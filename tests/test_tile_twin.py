@@ -1,4 +1,4 @@
-"""The register tile against its twin in plain Python, to the bit."""
+"""The matrix product against its twin in plain Python, to the bit."""
 
 from __future__ import annotations
 
@@ -16,30 +16,59 @@ pytest.importorskip("numba", reason="numba is not installed")
 import numba
 
 from fastneuron.kernels.numba_cpu import tile as compiled
+from fastneuron.kernels.numba_cpu.target import lane_count
 
-BATCH, PLAIN, ROWS = compiled.BATCH, compiled.PLAIN, compiled.ROWS
-tile, lane_count = compiled.tile, compiled.lane_count
-SHAPES = {"rows": (3, ROWS, 0), "batch": (4, BATCH, 0), "batch with ones": (3, BATCH, 1)}
-
-
-@numba.njit(error_model="numpy")
-def tile_of_rows(columns, epilogue, arena, out, start, a, a_panel, b, depth, extra):  # type: ignore[no-untyped-def]
-    tile(3, ROWS, 0, columns, epilogue, arena, out, start, a, a_panel, b, depth, extra)
+BATCH, PLAIN, ROWS, TALL = compiled.BATCH, compiled.PLAIN, compiled.ROWS, compiled.TALL
+product = compiled.product
 
 
 @numba.njit(error_model="numpy")
-def tile_of_batch(columns, epilogue, arena, out, start, a, a_panel, b, depth, extra):  # type: ignore[no-untyped-def]
-    tile(4, BATCH, 0, columns, epilogue, arena, out, start, a, a_panel, b, depth, extra)
+def of_rows(  # type: ignore[no-untyped-def]
+    columns, epilogue, arena, out, start, step, a, a_panel, b, depth, n_rows, extra, most, ahead
+):
+    product(
+        ROWS,
+        columns,
+        epilogue,
+        arena,
+        out,
+        start,
+        step,
+        a,
+        a_panel,
+        b,
+        depth,
+        n_rows,
+        extra,
+        most,
+        (ahead, b, 0, 0, 0),
+    )
 
 
 @numba.njit(error_model="numpy")
-def tile_with_ones(columns, epilogue, arena, out, start, a, a_panel, b, depth, extra):  # type: ignore[no-untyped-def]
-    tile(3, BATCH, 1, columns, epilogue, arena, out, start, a, a_panel, b, depth, extra)
+def of_batch(  # type: ignore[no-untyped-def]
+    columns, epilogue, arena, out, start, step, a, a_panel, b, depth, n_rows, extra, most, ahead
+):
+    product(
+        BATCH,
+        columns,
+        epilogue,
+        arena,
+        out,
+        start,
+        step,
+        a,
+        a_panel,
+        b,
+        depth,
+        n_rows,
+        extra,
+        most,
+        (ahead, a, b, out, start),
+    )
 
 
-COMPILED: dict[str, Any] = dict(
-    zip(SHAPES, (tile_of_rows, tile_of_batch, tile_with_ones), strict=True)
-)
+COMPILED: dict[int, Any] = {ROWS: of_rows, BATCH: of_batch}
 
 
 def test_the_numbers_mean_the_same() -> None:
@@ -64,24 +93,45 @@ def drawn(rng: np.random.Generator, dtype: str, size: int) -> Any:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", list(SHAPES))
-def test_the_twin_gives_the_same_bits(shape: str, dtype: str) -> None:
+@pytest.mark.parametrize("going_on", [False, True], ids=["from one row", "going on"])
+@pytest.mark.parametrize("n_rows", [1, 3, TALL, 2 * TALL + 7])
+@pytest.mark.parametrize("walk", [ROWS, BATCH], ids=["rows", "batch"])
+def test_the_twin_gives_the_same_bits(walk: int, n_rows: int, going_on: bool, dtype: str) -> None:
     rng = np.random.default_rng(3)
-    n_rows, walk, ones = SHAPES[shape]
     lanes = lane_count(dtype)
-    capacity = 5  # rows of one panel of A
+    if walk == BATCH:
+        n_rows = min(n_rows, lanes)  # rows are lanes of one panel
+    capacity = n_rows + 1  # rows of one panel of A
     epilogues = range(3) if walk == ROWS else [PLAIN]
-    for depth in (0, 1, 3, lanes, 2 * lanes + 5):
-        for columns in (1, lanes // 2, lanes // 2 + 1, lanes):
+    depths = (0, 1, 7, lanes, lanes + 5) if n_rows < TALL else (3, lanes + 5)
+    for depth in depths:
+        for columns in (lanes // 2, lanes // 2 + 1):
             for epilogue in epilogues:
-                start, a = 3, 3 + lanes  # off every vector's boundary
-                b = a + capacity * (depth + lanes) + lanes * depth
-                out = b + lanes * depth + 7
-                extra = out + lanes * n_rows + 7
-                want = drawn(rng, dtype, extra + lanes * n_rows + 7)
-                got = want.copy()
-                places = (out, start, a, capacity * lanes, b, depth, extra)
-                COMPILED[shape](columns, epilogue, got, *places)
-                tile_twin.tile(n_rows, walk, ones, columns, epilogue, want, *places, lanes=lanes)
-                what = f"depth {depth}, {columns} columns, epilogue {epilogue}"
-                np.testing.assert_array_equal(got, want, err_msg=what)
+                for kept in (True, False):  # maxima, or the always-on row
+                    start, a = 3, 3 + lanes  # off every vector's boundary
+                    b = a + max(capacity, depth) * (depth + lanes) + lanes
+                    out = b + lanes * depth + 7
+                    extra = out + lanes * n_rows + 7
+                    most = extra + lanes * n_rows + 7
+                    want = drawn(rng, dtype, most + lanes + 7)
+                    want[most : most + lanes] = np.abs(want[most : most + lanes])
+                    got = want.copy()
+                    first, step = (out, lanes) if going_on else (start, 0)
+                    extra = extra if walk == ROWS or kept else -1
+                    most = most if kept and walk == ROWS else -1
+                    places = (
+                        out,
+                        first,
+                        step,
+                        a,
+                        capacity * lanes,
+                        b,
+                        depth,
+                        n_rows,
+                        extra,
+                        most,
+                    )
+                    COMPILED[walk](columns, epilogue, got, *places, 5)
+                    tile_twin.product(walk, columns, epilogue, want, *places, lanes=lanes)
+                    what = f"depth {depth}, {columns} columns, epilogue {epilogue}, kept {kept}"
+                    np.testing.assert_array_equal(got, want, err_msg=what)

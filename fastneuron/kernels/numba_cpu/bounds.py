@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -17,36 +18,14 @@ from numba.extending import intrinsic
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.sums import largest_bits
-from fastneuron.kernels.numba_cpu.tile import lanes
-from fastneuron.kernels.numba_cpu.views import row
-from fastneuron.kernels.stages import WORDS
+from fastneuron.kernels.numba_cpu.target import lanes
+from fastneuron.kernels.numba_cpu.views import fill, row, run
+
+maxima = inner(at.maxima)
 
 
 def _integer(dtype: Any) -> Any:
     return types.int32 if dtype == types.float32 else types.int64
-
-
-#: Parameters up to which the gradient, half a MiB of float32, is still in cache when it is wanted.
-KEPT_GRADIENT = 1 << 17
-
-
-@inner
-def bound_pays(noted, parameters):
-    """Return whether looking at so many numbers is cheaper than two visits to all parameters.
-
-    Two visits look at each parameter's gradient once more. Both ways give the same bits.
-    """
-    return noted <= parameters or parameters > KEPT_GRADIENT
-
-
-@inner
-def noted_columns(head, layers, width):
-    """Return how many numbers a row of the batch has that `note_sizes` looks at."""
-    columns = 0
-    for index in range(head[at.N_LAYERS]):
-        columns += (layers[index, at.INPUTS] + width - 1) // width * width
-        columns += (layers[index, at.OUTPUTS] + width - 1) // width * width
-    return columns
 
 
 @intrinsic
@@ -64,60 +43,47 @@ def size_of_bits(typingctx: Any, vector: Any, bits: Any) -> Any:
 
 
 @inner
-def note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss):
-    """Raise this thread's maxima by a block of rows: activations, deltas, row losses."""
-    width = lanes(arena)
-    offset, size = first * width, n_rows * width
-    place = WORDS + tid * at.MAXIMA_A_LAYER * (head[at.N_LAYERS] + 1)
-    for index in range(head[at.N_LAYERS]):
-        layer = row(layers, index)
-        for p in range((layer[at.INPUTS] + width - 1) // width):
-            bits = largest_bits(arena, layer[at.IN_ROWS] + p * stride + offset, size)
-            words[place] = max(words[place], bits)
-        for q in range((layer[at.OUTPUTS] + width - 1) // width):
-            bits = largest_bits(arena, layer[at.OUT_DELTA] + q * stride + offset, size)
-            words[place + 1] = max(words[place + 1], bits)
-        place += at.MAXIMA_A_LAYER
-    if with_loss:
-        bits = largest_bits(arena, head[at.ROW_LOSS] + first, n_rows)
-        words[place] = max(words[place], bits)
+def maxima_of(arena, head, tid):
+    """Where thread `tid` notes its largest numbers."""
+    return head[at.MAXIMA] + tid * maxima(head[at.N_LAYERS]) * lanes(arena)
 
 
 @inner
-def forget_sizes(head, words, tid):
+def forget_maxima(arena, head, tid):
     """Set this thread's maxima to zero."""
-    count = at.MAXIMA_A_LAYER * (head[at.N_LAYERS] + 1)
-    for i in range(count):
-        words[WORDS + tid * count + i] = 0
+    size = maxima(head[at.N_LAYERS]) * lanes(arena)
+    fill(run(arena, maxima_of(arena, head, tid), size), arena.dtype.type(0.0))
 
 
 @inner
-def largest_of_team(arena, words, place, count, n_threads):
-    """Return one maximum over all threads."""
-    bits = words[place]
-    for tid in range(1, n_threads):
-        bits = max(bits, words[place + tid * count])
+def largest_of_team(arena, head, entry, n_threads):
+    """Return one maximum over all lanes and threads."""
+    width = lanes(arena)
+    bits = np.int64(0)
+    for tid in range(n_threads):
+        start = maxima_of(arena, head, tid) + entry * width
+        bits = max(bits, largest_bits(arena, start, width))
     return float(size_of_bits(arena, bits))
 
 
 @inner
-def certainly_finite(arena, head, layers, words, batch, n_threads):
+def certainly_finite(arena, head, layers, batch, with_loss, n_threads):
     """Return whether loss, gradient and the gradient's squared norm must all be finite.
 
     The bound is computed in float64, where it cannot round down by more than 1e-13; half the range
     is kept for the rounding of the sums themselves.
     """
     limit = 1.7e38 if arena.itemsize == 4 else 8.0e307
-    count = at.MAXIMA_A_LAYER * (head[at.N_LAYERS] + 1)
-    place = WORDS
     squares = 0.0
     for index in range(head[at.N_LAYERS]):
         layer = row(layers, index)
-        most_a = largest_of_team(arena, words, place, count, n_threads)
-        most_d = batch * largest_of_team(arena, words, place + 1, count, n_threads)
+        most_a = largest_of_team(arena, head, 2 * index, n_threads)
+        most_d = batch * largest_of_team(arena, head, 2 * index + 1, n_threads)
         weights = float(layer[at.INPUTS]) * layer[at.OUTPUTS]
         squares += weights * (most_a * most_d) * (most_a * most_d)
         squares += layer[at.OUTPUTS] * most_d * most_d
-        place += at.MAXIMA_A_LAYER
-    loss = batch * largest_of_team(arena, words, place, count, n_threads)
+    loss = 0.0
+    if with_loss:
+        bits = largest_bits(arena, head[at.ROW_LOSS], batch)
+        loss = batch * float(size_of_bits(arena, bits))
     return squares < limit and loss < limit

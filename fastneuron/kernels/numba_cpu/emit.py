@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastneuron.kernels.numba_cpu.tile import target_features, target_machine
+from fastneuron.kernels.numba_cpu.target import target_features, target_machine
 
 #: Whether the target rounds x y + z once in one instruction; of the usual ones only old x86 cannot.
 FUSES = target_machine() not in ("x86_64", "i686") or "+fma" in target_features().split(",")

@@ -8,7 +8,7 @@ from fastneuron.kernels.blocked import BlockedEngine
 from fastneuron.kernels.contract import Array
 from fastneuron.kernels.numba_cpu.cache import Record, records
 from fastneuron.kernels.numba_cpu.jit import uniform
-from fastneuron.kernels.numba_cpu.tile import lane_count
+from fastneuron.kernels.numba_cpu.target import lane_count
 from fastneuron.kernels.numba_cpu.worker import FUSE_FROM, infer, train
 
 

@@ -29,7 +29,7 @@ from fastneuron.kernels.numba_cpu.exponentials import (
     emit_sigmoid,
 )
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.tile import ir_lanes
+from fastneuron.kernels.numba_cpu.target import ir_lanes
 from fastneuron.losses import LOSSES
 
 MSE = LOSSES["mse"].code

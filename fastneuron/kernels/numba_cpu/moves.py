@@ -9,7 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.emit import I64, Memory, below, whole
-from fastneuron.kernels.numba_cpu.tile import ir_lanes
+from fastneuron.kernels.numba_cpu.target import ir_lanes
 
 
 @intrinsic

@@ -6,143 +6,168 @@ sum runs over a layer's inputs (forward) or outputs (data gradient) in ascending
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
 from fastneuron.kernels.numba_cpu.moves import gather
+from fastneuron.kernels.numba_cpu.panels import note_run
 from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row, softmax_group
+from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
     RELU_GATE,
     RELU_OUTPUT,
     ROWS,
     TALL,
-    lanes,
-    tile,
+    UNROLL,
+    product,
 )
 from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 
 
 @inner
-def product(arena, out, start, a, stride, b, depth, n_rows, columns, epilogue, saved):
-    """One panel of columns for a block of rows: tall tiles, then 4, 2, 1 rows.
-
-    `stride` separates panels of A; `out`, `a` and `saved` are the positions of the block's first
-    row.
-    """
+def chunk_depth(arena, depth):
+    """Length of the partial sums of one pass: chunks of about equal length, in whole panels."""
     width = lanes(arena)
-    r = 0
-    while r + TALL <= n_rows:
-        s = r * width
-        tile(
-            TALL,
-            ROWS,
-            0,
-            columns,
-            epilogue,
-            arena,
-            out + s,
-            start,
-            a + s,
-            stride,
-            b,
-            depth,
-            saved + s,
-        )
-        r += TALL
-    if r + 4 <= n_rows:
-        s = r * width
-        tile(
-            4, ROWS, 0, columns, epilogue, arena, out + s, start, a + s, stride, b, depth, saved + s
-        )
-        r += 4
-    if r + 2 <= n_rows:
-        s = r * width
-        tile(
-            2, ROWS, 0, columns, epilogue, arena, out + s, start, a + s, stride, b, depth, saved + s
-        )
-        r += 2
-    if r < n_rows:
-        s = r * width
-        tile(
-            1, ROWS, 0, columns, epilogue, arena, out + s, start, a + s, stride, b, depth, saved + s
-        )
+    most = at.CHUNK_BYTES // arena.itemsize
+    chunks = (depth + most - 1) // most
+    return ((depth + chunks - 1) // chunks + width - 1) // width * width
 
 
 @inner
-def layer_forward(arena, head, layer, a, pre, out, stride, n_rows):
-    """Compute f(x W + b) of a block of rows; z stays at `pre` where that is not `out`."""
+def fetch_step(arena, inputs, outputs, n_rows):
+    """Elements that a product asks for of the next weight panel, each few steps of k.
+
+    Once through a block of rows it has then asked for all of it. 0 for layers that stay in cache.
+    """
+    if inputs * outputs * arena.itemsize < at.FAR_WEIGHTS:
+        return 0
+    return TALL * UNROLL * lanes(arena) // n_rows
+
+
+@inner
+def layer_forward(arena, head, layer, a, pre, out, stride, n_rows, most):
+    """Compute f(x W + b) of a block of rows; z stays at `pre` where that is not `out`.
+
+    `most` is where the largest |output| of each lane is noted, or -1.
+    """
     width = lanes(arena)
     inputs, outputs, code = layer[at.INPUTS], layer[at.OUTPUTS], layer[at.ACTIVATION]
     weight = head[at.PARAMETERS] + layer[at.WEIGHT]
     from_bias = layer[at.BIAS] >= 0
-    epilogue = RELU_OUTPUT if code == RELU else PLAIN
-    for q in range((outputs + width - 1) // width):
-        here = q * stride
-        start = layer[at.START] + (q * width if from_bias else 0)
-        product(
-            arena,
-            pre + here,
-            start,
-            a,
-            stride,
-            weight + q * inputs * width,
-            inputs,
-            n_rows,
-            outputs - q * width,
-            epilogue,
-            out,  # not read: only RELU_GATE does
-        )
-        size = n_rows * width
-        if pre != out:
-            copy(run(arena, out + here, size), run(arena, pre + here, size))
-        if code != IDENTITY and code != RELU:
-            activate(code, run(arena, out + here, size))
+    epilogue = PLAIN
+    chunk = chunk_depth(arena, inputs)
+    ahead_step = fetch_step(arena, inputs, outputs, n_rows)
+    k = 0
+    while k < inputs:
+        depth = min(chunk, inputs - k)
+        last = k + depth == inputs
+        note = np.int64(-1)
+        if last and code == RELU:
+            epilogue = RELU_OUTPUT
+        if last and code in (RELU, IDENTITY):
+            note = most
+        for q in range((outputs + width - 1) // width):
+            here = q * stride
+            start, step = pre + here, width
+            if k == 0:
+                start, step = layer[at.START] + (q * width if from_bias else 0), 0
+            product(
+                ROWS,
+                outputs - q * width,
+                epilogue,
+                arena,
+                pre + here,
+                start,
+                step,
+                a + k // width * stride,
+                stride,
+                weight + (q * inputs + k) * width,
+                depth,
+                n_rows,
+                0,
+                note,
+                (ahead_step, weight + ((q + 1) * inputs + k) * width, 0, 0, 0),
+            )
+            if last:
+                size = n_rows * width
+                if pre != out:
+                    copy(run(arena, out + here, size), run(arena, pre + here, size))
+                if code != IDENTITY and code != RELU:
+                    activate(code, run(arena, out + here, size))
+                    if most >= 0:
+                        note_run(arena, most, out + here, size)
+        k += depth
 
 
 @inner
-def gate_output(arena, layer, stride, first, n_rows):
-    """Turn dL/d(output) of a block of rows into dL/dz in place."""
+def gate_output(arena, layer, stride, first, n_rows, most):
+    """Turn dL/d(output) of a block of rows into dL/dz in place; `most` as in `layer_forward`."""
     width = lanes(arena)
-    code, offset = layer[at.ACTIVATION], first * width
-    if code != IDENTITY:
-        for q in range((layer[at.OUTPUTS] + width - 1) // width):
-            here = q * stride + offset
-            delta = run(arena, layer[at.OUT_DELTA] + here, n_rows * width)
-            gate(code, delta, run(arena, layer[at.SAVED_ROWS] + here, n_rows * width))
+    code, offset, size = layer[at.ACTIVATION], first * width, n_rows * width
+    for q in range((layer[at.OUTPUTS] + width - 1) // width):
+        here = q * stride + offset
+        if code != IDENTITY:
+            delta = run(arena, layer[at.OUT_DELTA] + here, size)
+            gate(code, delta, run(arena, layer[at.SAVED_ROWS] + here, size))
+        if most >= 0:
+            note_run(arena, most, layer[at.OUT_DELTA] + here, size)
 
 
 @inner
-def layer_backward(arena, head, layer, stride, first, n_rows, code, saved):
+def layer_backward(arena, head, layer, stride, first, n_rows, code, saved, most):
     """Carry dL/dz of a block of rows back through the weights, and through f before them.
 
     `code` is the activation of the layer before and `saved` where its f' is computed from; the
-    result is that layer's dL/dz.
+    result is that layer's dL/dz. `most` is where the largest of each lane is noted, or -1.
     """
     width = lanes(arena)
     inputs, outputs = layer[at.INPUTS], layer[at.OUTPUTS]
     offset = first * width
-    epilogue = RELU_GATE if code == RELU else PLAIN
-    for p in range((inputs + width - 1) // width):
-        here = p * stride + offset
-        target = layer[at.IN_DELTA] + here
-        product(
-            arena,
-            target,
-            head[at.ZEROS],
-            layer[at.OUT_DELTA] + offset,
-            stride,
-            layer[at.TRANSPOSED] + p * outputs * width,
-            outputs,
-            n_rows,
-            inputs - p * width,
-            epilogue,
-            saved + here,
-        )
-        if code != IDENTITY and code != RELU:
-            size = n_rows * width
-            gate(code, run(arena, target, size), run(arena, saved + here, size))
+    epilogue = PLAIN
+    chunk = chunk_depth(arena, outputs)
+    ahead_step = fetch_step(arena, inputs, outputs, n_rows)
+    k = 0
+    while k < outputs:
+        depth = min(chunk, outputs - k)
+        last = k + depth == outputs
+        note = np.int64(-1)
+        if last and code == RELU:
+            epilogue = RELU_GATE
+        if last and code in (RELU, IDENTITY):
+            note = most
+        for p in range((inputs + width - 1) // width):
+            here = p * stride + offset
+            target = layer[at.IN_DELTA] + here
+            start, step = target, width
+            if k == 0:
+                start, step = head[at.ZEROS], 0
+            product(
+                ROWS,
+                inputs - p * width,
+                epilogue,
+                arena,
+                target,
+                start,
+                step,
+                layer[at.OUT_DELTA] + offset + k // width * stride,
+                stride,
+                layer[at.TRANSPOSED] + (p * outputs + k) * width,
+                depth,
+                n_rows,
+                saved + here,
+                note,
+                (ahead_step, layer[at.TRANSPOSED] + ((p + 1) * outputs + k) * width, 0, 0, 0),
+            )
+            if last and code != IDENTITY and code != RELU:
+                size = n_rows * width
+                gate(code, run(arena, target, size), run(arena, saved + here, size))
+                if most >= 0:
+                    note_run(arena, most, target, size)
+        k += depth
 
 
 @inner

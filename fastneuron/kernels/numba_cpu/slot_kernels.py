@@ -10,11 +10,11 @@ from fastneuron.kernels.numba_cpu.jit import inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale, values_row
 from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.rows import (
-    product,
     scatter_delta,
 )
 from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row
-from fastneuron.kernels.numba_cpu.tile import PLAIN, lanes
+from fastneuron.kernels.numba_cpu.target import lanes
+from fastneuron.kernels.numba_cpu.tile import NOTHING_AHEAD, PLAIN, ROWS, product
 from fastneuron.kernels.numba_cpu.tiles import weight_gradient
 from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
@@ -49,7 +49,23 @@ def forward_product(x, w, b, code, out, arena):
         fill(run(arena, start, width), arena.dtype.type(0.0))
         if b.shape[0] > 0:
             copy(run(arena, start, columns), run(b, first, columns))
-        product(arena, result, start, 0, stride, weight, inputs, n_rows, columns, PLAIN, 0)
+        product(
+            ROWS,
+            columns,
+            PLAIN,
+            arena,
+            result,
+            start,
+            0,
+            0,
+            stride,
+            weight,
+            inputs,
+            n_rows,
+            0,
+            -1,
+            NOTHING_AHEAD,
+        )
         activate(code, run(arena, result, stride))
         unpack_panel(arena, result, out, first, columns)
 
@@ -109,7 +125,21 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
                 for o in range(outputs):
                     arena[rest + o * width + k] = w[first + k, o]
             product(
-                arena, result, zeros, delta_at, stride, rest, outputs, n_rows, columns, PLAIN, 0
+                ROWS,
+                columns,
+                PLAIN,
+                arena,
+                result,
+                zeros,
+                0,
+                delta_at,
+                stride,
+                rest,
+                outputs,
+                n_rows,
+                0,
+                -1,
+                NOTHING_AHEAD,
             )
             unpack_panel(arena, result, dx, first, columns)
     for q in range(output_panels):
@@ -120,7 +150,16 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
             wants_bias = p == 0 and db.shape[0] > 0
             a, b = rows_at + p * stride, delta_at + q * stride
             weight_gradient(
-                arena, rest, zeros, a, b, n_rows, count, columns, bias_out if wants_bias else -1
+                arena,
+                rest,
+                zeros,
+                a,
+                b,
+                n_rows,
+                count,
+                columns,
+                bias_out if wants_bias else -1,
+                NOTHING_AHEAD,
             )
             unpack_panel(arena, rest, dw[p * width : p * width + count], first, columns)
             if wants_bias:

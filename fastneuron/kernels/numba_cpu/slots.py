@@ -30,7 +30,7 @@ from fastneuron.kernels.numba_cpu.slot_kernels import (
     loss_rows,
     update_run,
 )
-from fastneuron.kernels.numba_cpu.tile import lane_count
+from fastneuron.kernels.numba_cpu.target import lane_count
 from fastneuron.kernels.numba_cpu.updates import ADAM, MOMENTUM, NESTEROV, PLAIN, RMSPROP
 
 __all__ = ["SLOTS"]

@@ -25,7 +25,7 @@ from fastneuron.kernels.numba_cpu.emit import (
     whole,
 )
 from fastneuron.kernels.numba_cpu.exponentials import emit_exp, emit_log
-from fastneuron.kernels.numba_cpu.tile import ir_lanes
+from fastneuron.kernels.numba_cpu.target import ir_lanes
 from fastneuron.kernels.numba_cpu.transpose import transposed
 
 

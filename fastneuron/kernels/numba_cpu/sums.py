@@ -21,7 +21,7 @@ from fastneuron.kernels.numba_cpu.emit import (
     below,
     whole,
 )
-from fastneuron.kernels.numba_cpu.tile import ir_lanes
+from fastneuron.kernels.numba_cpu.target import ir_lanes
 
 #: Lanes of the sum of row losses, on every target.
 LOSS_LANES = 8

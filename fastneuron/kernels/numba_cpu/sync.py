@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.tile import target_machine
+from fastneuron.kernels.numba_cpu.target import target_machine
 from fastneuron.kernels.stages import ABORTED, ARRIVED, GENERATION, TICKET
 
 #: Looks at the generation before yielding: 3 microseconds, 20 times an undisturbed barrier. Where

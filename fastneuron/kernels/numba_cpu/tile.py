@@ -12,14 +12,18 @@ for. LLVM legalises the wide IR vectors, so the same code serves AVX-512, AVX2, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from fastneuron.kernels.numba_cpu.panels import FAR, LINE, Loop, Panel
+from fastneuron.kernels.numba_cpu.target import VECTOR_BYTES, ir_lanes, target_machine
 
 #: Where the rows of A and the steps of k lie. ROWS: A is blocked [panel][row][lane], k runs along
 #: lanes and then to the next panel (forward, data gradient). BATCH: rows are lanes of one panel and
@@ -36,147 +40,33 @@ RELU_GATE = 2
 UNROLL = 4
 
 
-def target_features() -> str:
-    """Return the features that Numba compiles for: NUMBA_CPU_NAME counts, cpuid does not."""
-    _triple, _name, features = cpu_target.target_context.codegen().magic_tuple()
-    return str(features)
-
-
-def target_machine() -> str:
-    """Return the machine part of the target triple: "x86_64", "aarch64" ..."""
-    return str(cpu_target.target_context.codegen().magic_tuple()[0]).split("-")[0]
-
-
-def _vector_bytes(features: str) -> int:
-    enabled = set(features.split(","))
-    if "+avx512f" in enabled:
-        return 64
-    if "+avx" in enabled:
-        return 32
-    return 16
-
-
-#: Bytes of one vector register of the target.
-VECTOR_BYTES = _vector_bytes(target_features())
-
-
 #: Rows of the tallest tile: two accumulators a row, and registers left for B and the splat of A.
 #: x86 before AVX-512 has 16 registers (8 rows there spill: 4 times slower), the others 32.
 TALL = 4 if VECTOR_BYTES < 64 and target_machine() in ("x86_64", "i686") else 8
+#: Places ahead that a product can ask for, one for each tall tile of a weight tile.
+AHEAD = 4
+NOTHING_AHEAD = (0,) * (1 + AHEAD)
+#: Heights of tiles, lowest first: what tall ones leave over goes through one each of the others.
+LOW = sorted({1, 2, 4, TALL})
 
 
-def lane_count(dtype: Any) -> int:
-    """Columns of one panel for `dtype`: two registers' worth."""
-    return 2 * VECTOR_BYTES // np.dtype(dtype).itemsize
+class _Tile(Panel):
+    """Emits the IR of tiles of one width: sums in registers, epilogue, stores."""
 
-
-def ir_lanes(dtype: Any) -> int:
-    """Return the same for a Numba type."""
-    return 2 * VECTOR_BYTES * 8 // dtype.bitwidth
-
-
-@intrinsic
-def lanes(typingctx: Any, arena: Any) -> Any:
-    """Panel width for the arena's dtype, a constant in the compiled code."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return ir.Constant(ir.IntType(64), ir_lanes(signature.args[0].dtype))
-
-    return types.int64(arena), codegen
-
-
-class _Loop:
-    """A counted loop, ``while (count >= least) {...}``, whose carried values are phi nodes."""
-
-    def __init__(self, builder: Any, count: Any, carried: list[Any], least: int, name: str) -> None:
-        self.builder = builder
-        before = builder.block
-        self.head = builder.append_basic_block(name + ".head")
-        self.body = builder.append_basic_block(name + ".body")
-        self.done = builder.append_basic_block(name + ".done")
-        builder.branch(self.head)
-        builder.position_at_end(self.head)
-        self.count = builder.phi(count.type, name + ".count")
-        self.count.add_incoming(count, before)
-        self.values = []
-        for value in carried:
-            phi = builder.phi(value.type)
-            phi.add_incoming(value, before)
-            self.values.append(phi)
-        more = builder.icmp_signed(">=", self.count, ir.Constant(count.type, least))
-        builder.cbranch(more, self.body, self.done)
-        builder.position_at_end(self.body)
-
-    def close(self, carried: list[Any], step: Any) -> list[Any]:
-        """End the body, giving the carried values of the next turn; return those after the loop."""
+    def fetch_next_tile(self, n_rows: int, p: _Places) -> None:
+        """Ask for what the next tile of the panel starts from, stores to, and is gated by."""
         builder = self.builder
-        self.count.add_incoming(builder.sub(self.count, step), builder.block)
-        for phi, value in zip(self.values, carried, strict=True):
-            phi.add_incoming(value, builder.block)
-        builder.branch(self.head)
-        builder.position_at_end(self.done)
-        return self.values
+        size = n_rows * self.pitch
+        far = builder.icmp_signed("!=", p.ahead_step, self.constant(0))
+        with builder.if_then(far):
+            gated = builder.icmp_signed("==", p.epilogue, self.constant(RELU_GATE))
+            saved = builder.select(gated, p.extra, p.out)
+            for offset in range(size, 2 * size, LINE // self.itemsize):
+                self.fetch(builder.add(p.out, self.constant(offset)), to_write=1)
+                self.fetch(builder.add(saved, self.constant(offset)))
 
-
-class _Emitter:
-    """Emits the IR of one tile of one width: sums in registers, epilogue, stores."""
-
-    def __init__(self, builder: Any, base: Any, dtype: Any, pitch: int, width: int) -> None:
-        self.builder = builder
-        self.base = base
-        self.pitch = pitch  # lanes from one panel row to the next
-        self.width = width  # lanes that are computed
-        self.itemsize = dtype.bitwidth // 8
-        scalar = ir.FloatType() if self.itemsize == 4 else ir.DoubleType()
-        self.vector = ir.VectorType(scalar, width)
-        self.fma = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
-            f"llvm.fma.v{width}f{8 * self.itemsize}",
-        )
-
-    def constant(self, value: int) -> Any:
-        return ir.Constant(ir.IntType(64), value)
-
-    def every_lane(self, value: float) -> Any:
-        return ir.Constant(self.vector, [value] * self.width)
-
-    def at(self, offset: Any) -> Any:
-        return self.builder.gep(self.base, [offset])
-
-    def load(self, offset: Any) -> Any:
-        # Arena offsets of panels are multiples of the panel, but A's rows and a user's slot
-        # buffers need not be: claim the element's alignment only (free on aligned addresses).
-        place = self.builder.bitcast(self.at(offset), self.vector.as_pointer())
-        return self.builder.load(place, align=self.itemsize)
-
-    def store(self, value: Any, offset: Any) -> None:
-        """Store the computed lanes, and zeros in the lanes of the row that were not."""
-        place = self.builder.bitcast(self.at(offset), self.vector.as_pointer())
-        self.builder.store(value, place, align=self.itemsize)
-        if self.width < self.pitch:
-            rest = self.at(self.builder.add(offset, self.constant(self.width)))
-            place = self.builder.bitcast(rest, self.vector.as_pointer())
-            self.builder.store(self.every_lane(0.0), place, align=self.itemsize)
-
-    def splat(self, value: Any) -> Any:
-        nothing = ir.Constant(self.vector, ir.Undefined)
-        one = self.builder.insert_element(nothing, value, self.constant(0))
-        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.width), [0] * self.width)
-        return self.builder.shuffle_vector(one, nothing, zeros)
-
-    def sums(
-        self,
-        n_rows: int,
-        walk: int,
-        ones: int,
-        start: Any,
-        a: Any,
-        a_panel: Any,
-        b: Any,
-        depth: Any,
-    ) -> list[Any]:
-        """Return the accumulators: one a row, and one more where `ones`."""
+    def sums(self, n_rows: int, walk: int, ones: int, p: _Places) -> tuple[list[Any], Any]:
+        """Return the accumulators, one a row and one more where `ones`; and the place ahead."""
         builder = self.builder
         row_step, k_step = (self.pitch, 1) if walk == ROWS else (1, self.pitch)
 
@@ -191,136 +81,236 @@ class _Emitter:
                 new.append(builder.fadd(now[n_rows], b_row))
             return new
 
-        def run(count: Any, a_off: Any, b_off: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
-            carried = [a_off, b_off, *sums]
+        def run(count: Any, starts: list[Any], sums: list[Any]) -> tuple[Any, Any, list[Any]]:
+            carried = [*starts, *sums]
             # Lower tiles are for edges: unrolled they would double the compile time.
             for steps in (UNROLL, 1) if n_rows == TALL else (1,):
-                loop = _Loop(builder, count, carried, steps, f"k{steps}")
-                a_now, b_now, *now = loop.values
+                loop = Loop(builder, count, carried, steps, f"k{steps}")
+                a_now, b_now, ahead, *now = loop.values
+                if steps > 1:
+                    self.fetch(ahead, near=FAR)
+                    ahead = builder.add(ahead, p.ahead_step)
                 for k in range(steps):
                     now = multiply(a_now, b_now, now, k)
                 a_next = builder.add(a_now, self.constant(steps * k_step))
                 b_next = builder.add(b_now, self.constant(steps * self.pitch))
-                carried = loop.close([a_next, b_next, *now], self.constant(steps))
+                carried = loop.close([a_next, b_next, ahead, *now], self.constant(steps))
                 count = loop.count
-            _a, b_end, *total = carried
-            return b_end, total
+            _a, b_end, ahead, *total = carried
+            return b_end, ahead, total
 
-        sums = [self.load(start)] * n_rows
+        sums = []
+        place = p.start
+        for _ in range(n_rows):
+            sums.append(self.load(place))
+            place = builder.add(place, p.start_step)
         if ones:
-            sums.append(self.every_lane(0.0))
+            first = builder.icmp_signed("==", p.start_step, self.constant(0))
+            sums.append(self.load(builder.select(first, p.start, p.extra)))
         if walk == BATCH:
-            return run(depth, a, b, sums)[1]
-        panels = _Loop(builder, depth, [a, b, *sums], 1, "panel")
-        a_now, b_now, *now = panels.values
+            _b, ahead, total = run(p.depth, [p.a, p.b, p.ahead], sums)
+            return total, ahead
+        panels = Loop(builder, p.depth, [p.a, p.b, p.ahead, *sums], 1, "panel")
+        a_now, b_now, ahead, *now = panels.values
         panel = self.constant(self.pitch)
         short = builder.icmp_signed("<", panels.count, panel)
-        b_end, new = run(builder.select(short, panels.count, panel), a_now, b_now, now)
-        a_next = builder.add(a_now, a_panel)
-        _a, _b, *total = panels.close([a_next, b_end, *new], panel)
-        return total
+        count = builder.select(short, panels.count, panel)
+        b_end, ahead, new = run(count, [a_now, b_now, ahead], now)
+        a_next = builder.add(a_now, p.a_panel)
+        _a, _b, ahead, *total = panels.close([a_next, b_end, ahead, *new], panel)
+        return total, ahead
 
-    def finish(self, sums: list[Any], epilogue: Any, out: Any, saved: Any) -> None:
-        """Apply the epilogue to the rows and store them."""
+    def tile(self, n_rows: int, walk: int, ones: int, p: _Places) -> Any:
+        """Compute one tile and store it; return the place ahead."""
+        if walk == ROWS and n_rows == TALL:
+            self.fetch_next_tile(n_rows, p)
+        sums, ahead = self.sums(n_rows, walk, ones, p)
+        if walk == ROWS:
+            self.finish(sums, p)
+            return ahead
+        for r in range(n_rows):
+            self.store(sums[r], self.builder.add(p.out, self.constant(r * self.pitch)))
+        if ones:
+            self.store(sums[n_rows], p.extra)
+        return ahead
+
+    def finish(self, sums: list[Any], p: _Places) -> None:
+        """Apply the epilogue to the rows, store them, and note the largest."""
         builder = self.builder
         zero, one = self.every_lane(0.0), self.every_lane(1.0)
         offsets = [self.constant(r * self.pitch) for r in range(len(sums))]
-
-        def store_all(values: list[Any]) -> None:
+        is_relu = builder.icmp_signed("==", p.epilogue, self.constant(RELU_OUTPUT))
+        low = builder.select(is_relu, zero, self.every_lane(-math.inf))
+        # A compare, and this way round, so that NaN stays.
+        values = [
+            builder.select(builder.fcmp_ordered("<", value, low), low, value) for value in sums
+        ]
+        before = builder.block
+        with builder.if_then(builder.icmp_signed("==", p.epilogue, self.constant(RELU_GATE))):
+            gated = []
             for value, offset in zip(values, offsets, strict=True):
-                self.store(value, builder.add(out, offset))
+                is_open = builder.fcmp_ordered(">", self.load(builder.add(p.extra, offset)), zero)
+                # A product, as the slot: a NaN passes a closed gate.
+                gated.append(builder.fmul(value, builder.select(is_open, one, zero)))
+            inside = builder.block
+        for i, new in enumerate(gated):
+            phi = builder.phi(self.vector)
+            phi.add_incoming(values[i], before)
+            phi.add_incoming(new, inside)
+            values[i] = phi
+        for value, offset in zip(values, offsets, strict=True):
+            self.store(value, builder.add(p.out, offset))
+        with builder.if_then(builder.icmp_signed(">=", p.most, self.constant(0))):
+            self.note(values, p.most)
 
-        chosen = builder.icmp_signed("==", epilogue, self.constant(RELU_OUTPUT))
-        with builder.if_else(chosen) as (relu, other):
-            with relu:  # compares so that NaN stays
-                below = [builder.fcmp_ordered("<", value, zero) for value in sums]
-                pairs = zip(below, sums, strict=True)
-                store_all([builder.select(where, zero, value) for where, value in pairs])
-            with other:
-                chosen = builder.icmp_signed("==", epilogue, self.constant(RELU_GATE))
-                with builder.if_else(chosen) as (gate, plain):
-                    with gate:  # a product, as the slot: a NaN passes a closed gate
-                        gated = []
-                        for value, offset in zip(sums, offsets, strict=True):
-                            active = self.load(builder.add(saved, offset))
-                            is_open = builder.fcmp_ordered(">", active, zero)
-                            factor = builder.select(is_open, one, zero)
-                            gated.append(builder.fmul(value, factor))
-                        store_all(gated)
-                    with plain:
-                        store_all(sums)
+
+@dataclass(frozen=True)
+class _Places:
+    """The run-time arguments of `product`, as IR values."""
+
+    epilogue: Any
+    out: Any
+    start: Any
+    start_step: Any
+    a: Any
+    a_panel: Any
+    b: Any
+    depth: Any
+    extra: Any
+    most: Any
+    ahead_step: Any
+    ahead: Any
+
+    def down(self, builder: Any, rows: Any, walk: int, pitch: int) -> _Places:
+        """Return the places of the tile that begins `rows` rows further down."""
+        skip = builder.mul(rows, ir.Constant(rows.type, pitch))
+        return replace(
+            self,
+            out=builder.add(self.out, skip),
+            start=builder.add(self.start, builder.mul(rows, self.start_step)),
+            a=builder.add(self.a, skip if walk == ROWS else rows),
+            extra=builder.add(self.extra, skip) if walk == ROWS else self.extra,
+        )
+
+
+def _emit_product(
+    emitter: _Tile, walk: int, n_rows: Any, places: _Places, lines: Sequence[Any]
+) -> None:
+    """Emit tall tiles as long as they fit, then one tile each of 4, 2 and 1 rows as needed."""
+    builder, pitch = emitter.builder, emitter.pitch
+
+    def rest(done: Any, heights: list[int]) -> None:
+        for height in heights:
+            left = builder.sub(n_rows, done)
+            taken = builder.icmp_signed(">=", left, emitter.constant(height))
+            with builder.if_then(taken):
+                emitter.tile(height, walk, 0, places.down(builder, done, walk, pitch))
+            step = builder.select(taken, emitter.constant(height), emitter.constant(0))
+            done = builder.add(done, step)
+
+    none = emitter.constant(0)
+    done = none
+    if walk == BATCH:  # the first tile carries the always-on row
+        wanted = builder.icmp_signed(">=", places.extra, none)
+        height = none
+        for first in LOW:
+            fits = builder.icmp_signed(">=", n_rows, emitter.constant(first))
+            height = builder.select(fits, emitter.constant(first), height)
+        done = builder.select(wanted, height, none)
+        switch_end = builder.append_basic_block("with.ones.done")
+        switch = builder.switch(done, switch_end)
+        for first in LOW:
+            block = builder.append_basic_block(f"with.ones{first}")
+            switch.add_case(emitter.constant(first), block)
+            builder.position_at_end(block)
+            emitter.tile(first, walk, 1, places)
+            builder.branch(switch_end)
+        builder.position_at_end(switch_end)
+    tall = emitter.constant(TALL)
+    loop = Loop(builder, builder.sub(n_rows, done), [done, places.ahead], TALL, "tall")
+    done, ahead = loop.values
+    if walk == BATCH:
+        ahead = places.ahead
+        for i, line in enumerate(lines[1:], 1):
+            reached = builder.icmp_signed(">=", done, emitter.constant(i * TALL))
+            ahead = builder.select(reached, line, ahead)
+    here = replace(places.down(builder, done, walk, pitch), ahead=ahead)
+    ahead = emitter.tile(TALL, walk, 0, here)
+    done, _ahead = loop.close([builder.add(done, tall), ahead], tall)
+    rest(done, [height for height in reversed(LOW) if height < TALL])
 
 
 @intrinsic(prefer_literal=True)
-def tile(
+def product(
     typingctx: Any,
-    rows: Any,
     walk: Any,
-    ones: Any,
     columns: Any,
     epilogue: Any,
     arena: Any,
     out: Any,
     start: Any,
+    start_step: Any,
     a: Any,
     a_panel: Any,
     b: Any,
     depth: Any,
+    n_rows: Any,
     extra: Any,
+    most: Any,
+    ahead: Any,
 ) -> Any:
-    """Compute one tile: ``arena[out + r*P + c] = e(arena[start + c] + sum_k A[r, k] * B[k, c])``.
+    """Compute rows of one panel: ``arena[out + r*P + c] = e(start[r, c] + sum_k A[r, k] B[k, c])``.
 
     Parameters
     ----------
-    rows, walk, ones : literal int
-        Rows of the tile; `ROWS` or `BATCH`; 1 adds one accumulator row whose input is always 1 (the
-        bias gradient), stored at `extra`.
+    walk : literal int
+        `ROWS` or `BATCH`.
     columns : int64
         Columns of the panel that count. Up to half a panel, only half is computed, and zeros are
         stored in the other half.
     epilogue : int64
-        e: `PLAIN`, `RELU_OUTPUT`, or `RELU_GATE`, which multiplies by ReLU's derivative at the
-        outputs saved at `extra` (laid out like `out`).
+        ROWS: e is `PLAIN`, `RELU_OUTPUT`, or `RELU_GATE`, which multiplies by ReLU's derivative at
+        the outputs saved at `extra` (laid out like `out`). BATCH: unused.
     arena : 1-D contiguous array
     out, start, a, b, extra : int64
         Element offsets into the arena. B is contiguous over k with P columns; `a` is A's first
         element.
+    start_step : int64
+        Row r starts from ``arena[start + r*start_step + c]``: 0 for a bias, P with `start` at `out`
+        to go on with sums of smaller k, which gives the bits of one longer sum.
     a_panel : int64
         ROWS: elements from one panel of A to the next. BATCH: unused.
     depth : int64
         Length of the sums; 0 stores the start.
+    n_rows : int64
+        Rows, any number.
+    extra : int64
+        BATCH: where the sums of B go, a row whose input is always 1 (the bias gradient), or -1. It
+        starts from the start, or with a `start_step` from itself.
+    most : int64
+        ROWS: a panel row of maxima, see `note_run`, that the stored rows raise, or -1.
+    ahead : (step, place, place, place, place), int64
+        Where memory lies that is needed after this product. While it computes, a tall tile asks for
+        one cache line every `UNROLL` steps of k and goes `step` elements on. BATCH: tall tile i
+        starts from place i. ROWS: from place 0, and each goes on where the one before it ended; a
+        step above 0 also makes it ask for what the next tile reads and writes.
     """
-    literals = (rows, walk, ones)
-    if not all(isinstance(argument, types.IntegerLiteral) for argument in literals):
+    if not isinstance(walk, types.IntegerLiteral):
         return None
-    n_rows, row_walk, with_ones = (argument.literal_value for argument in literals)
     pitch = ir_lanes(arena.dtype)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        columns_value, epilogue_value = args[3:5]
-        base = context.make_array(signature.args[5])(context, builder, args[5]).data
-        out_at, start_at, a_at, a_panel_step, b_at, depth_value, extra_at = args[6:]
-
-        def emit(width: int) -> None:
-            emitter = _Emitter(builder, base, arena.dtype, pitch, width)
-            sums = emitter.sums(
-                n_rows, row_walk, with_ones, start_at, a_at, a_panel_step, b_at, depth_value
-            )
-            if row_walk == ROWS:
-                emitter.finish(sums, epilogue_value, out_at, extra_at)
-                return
-            for r in range(n_rows):
-                emitter.store(sums[r], builder.add(out_at, emitter.constant(r * pitch)))
-            if with_ones:
-                emitter.store(sums[n_rows], extra_at)
-
+        base = context.make_array(signature.args[3])(context, builder, args[3]).data
+        step, *lines = cgutils.unpack_tuple(builder, args[14], 1 + AHEAD)
+        places = _Places(args[2], *args[4:11], *args[12:14], step, lines[0])
         half = ir.Constant(ir.IntType(64), pitch // 2)
-        with builder.if_else(builder.icmp_signed("<=", columns_value, half)) as (narrow, wide):
-            with narrow:
-                emit(pitch // 2)
-            with wide:
-                emit(pitch)
+        with builder.if_else(builder.icmp_signed("<=", args[1], half)) as (narrow, wide):
+            for branch, width in ((narrow, pitch // 2), (wide, pitch)):
+                with branch:
+                    emitter = _Tile(builder, base, arena.dtype, pitch, width)
+                    _emit_product(emitter, walk.literal_value, args[11], places, lines)
         return context.get_dummy_value()
 
-    numbers = [types.int64] * 7
-    return types.void(rows, walk, ones, types.int64, types.int64, arena, *numbers), codegen
+    numbers = [types.int64] * 10
+    ahead = types.UniTuple(types.int64, 1 + AHEAD)
+    return types.void(walk, types.int64, types.int64, arena, *numbers, ahead), codegen

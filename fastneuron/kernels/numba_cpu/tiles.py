@@ -11,121 +11,117 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
+from fastneuron.kernels.numba_cpu.panels import LINE
 from fastneuron.kernels.numba_cpu.sums import squares
-from fastneuron.kernels.numba_cpu.tile import BATCH, PLAIN, TALL, lanes, tile
+from fastneuron.kernels.numba_cpu.target import lanes
+from fastneuron.kernels.numba_cpu.tile import AHEAD, BATCH, NOTHING_AHEAD, PLAIN, UNROLL, product
 from fastneuron.kernels.numba_cpu.transpose import transpose
+from fastneuron.kernels.numba_cpu.updates import PLAIN as SGD_UPDATE
 from fastneuron.kernels.numba_cpu.updates import update
-from fastneuron.kernels.numba_cpu.views import row, run
+from fastneuron.kernels.numba_cpu.views import distance, run
 
 
 @inner
-def locate(head, layers, ticket, width):
-    """Return (layer, output panel, input panel) of a tile number.
+def weight_gradient(
+    arena,
+    out,
+    zeros,
+    a,
+    b,
+    batch,
+    n_rows,
+    columns,
+    bias_out,
+    ahead,
+):
+    """Compute dW of `n_rows` inputs and one panel of outputs, in chunks of the batch.
 
-    Neighbours share the input panel: it stays in cache while the layer's deltas pass by.
-    """
-    index = head[at.N_LAYERS] - 1
-    while ticket < layers[index, at.FIRST_TILE]:
-        index -= 1
-    number = ticket - layers[index, at.FIRST_TILE]
-    output_panels = (layers[index, at.OUTPUTS] + width - 1) // width
-    p = number // output_panels
-    return index, number - p * output_panels, p
-
-
-@inner
-def weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out):
-    """Compute dW of `n_rows` inputs and one panel of outputs: tall tiles, then 4, 2, 1 rows.
-
-    `bias_out` >= 0 asks for db of the panel too: the first tile carries the always-on row.
+    `bias_out` >= 0 asks for db of the panel too; `ahead` is as `product` takes it.
     """
     width = lanes(arena)
+    start, start_step = zeros, 0
+    step = ahead[0]
     r = 0
-    if bias_out >= 0:
-        if n_rows >= TALL:
-            tile(TALL, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
-            r = TALL
-        elif n_rows >= 4:
-            tile(4, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
-            r = 4
-        elif n_rows >= 2:
-            tile(2, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
-            r = 2
-        else:
-            tile(1, BATCH, 1, columns, PLAIN, arena, out, zeros, a, 0, b, batch, bias_out)
-            r = 1
-    while r + TALL <= n_rows:
-        tile(TALL, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
-        r += TALL
-    if r + 4 <= n_rows:
-        tile(4, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
-        r += 4
-    if r + 2 <= n_rows:
-        tile(2, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
-        r += 2
-    if r < n_rows:
-        tile(1, BATCH, 0, columns, PLAIN, arena, out + r * width, zeros, a + r, 0, b, batch, 0)
+    while r == 0 or r < batch:
+        depth = min(at.BATCH_CHUNK, batch - r)
+        skip = r // UNROLL * step
+        product(
+            BATCH,
+            columns,
+            PLAIN,
+            arena,
+            out,
+            start,
+            start_step,
+            a + r * width,
+            0,
+            b + r * width,
+            depth,
+            n_rows,
+            bias_out,
+            -1,
+            (step, ahead[1] + skip, ahead[2] + skip, ahead[3] + skip, ahead[4] + skip),
+        )
+        start, start_step = out, width
+        r += max(depth, 1)
 
 
 @glue
-def place(head, layers, ticket, width):
-    """Return of a tile: layer, panels, input rows, and its positions among the parameters.
-
-    The position of the bias is -1 where another tile, or none, has it.
-    """
-    index, q, p = locate(head, layers, ticket, width)
-    layer = row(layers, index)
-    n_rows = min(width, layer[at.INPUTS] - p * width)
-    weight = layer[at.WEIGHT] + (q * layer[at.INPUTS] + p * width) * width
-    bias = layer[at.BIAS] + q * width if p == 0 and layer[at.BIAS] >= 0 else -1
-    return index, q, p, n_rows, weight, bias
-
-
-@inner
-def gradient(arena, head, layer, q, p, batch, n_rows, out, bias_out):
+def gradient(arena, head, tile, batch, out, bias_out, ahead):
     """Weight gradient of one tile, and bias gradient of its panel where `bias_out` >= 0."""
-    width = lanes(arena)
-    stride = head[at.CAPACITY] * width
-    a, b = layer[at.IN_ROWS] + p * stride, layer[at.OUT_DELTA] + q * stride
-    columns = layer[at.OUTPUTS] - q * width
-    weight_gradient(arena, out, head[at.ZEROS], a, b, batch, n_rows, columns, bias_out)
+    weight_gradient(
+        arena,
+        out,
+        head[at.ZEROS],
+        tile[at.TILE_A],
+        tile[at.TILE_B],
+        batch,
+        tile[at.TILE_INPUTS],
+        tile[at.TILE_OUTPUTS],
+        bias_out,
+        ahead,
+    )
 
 
 @glue
-def tile_gradient(arena, head, layers, ticket, batch):
-    """Gradient of one tile, and its sum of squares."""
-    width = lanes(arena)
-    index, q, p, n_rows, weight, bias = place(head, layers, ticket, width)
-    out = head[at.GRADIENT] + weight
-    bias_out = head[at.GRADIENT] + bias if bias >= 0 else -1
-    gradient(arena, head, row(layers, index), q, p, batch, n_rows, out, bias_out)
-    biases = width if bias >= 0 else 0
-    total = squares(arena, out, n_rows * width, bias_out, biases)
-    arena[head[at.TILE_SQUARES] + ticket] = total
+def coming_piece(arena, x, coming, piece, size):
+    """Place, seen from the arena, of a piece of the rows that the next step will gather."""
+    columns = x.shape[1]
+    pieces = (columns + size - 1) // size
+    r = piece // pieces
+    if r >= coming.shape[0]:
+        return np.int64(0)
+    return distance(arena, x) + coming[r] * columns + (piece - r * pieces) * size
 
 
 @glue
-def transpose_tile(arena, head, layer, q, p):
+def tile_gradient(arena, head, tile, batch, total_at):
+    """Gradient of one tile; its sum of squares goes to `total_at`."""
+    width = lanes(arena)
+    out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
+    bias_out = head[at.GRADIENT] + tile[at.TILE_BIAS] if tile[at.TILE_BIAS] >= 0 else -1
+    gradient(arena, head, tile, batch, out, bias_out, NOTHING_AHEAD)
+    biases = width if bias_out >= 0 else 0
+    arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
+
+
+@glue
+def transpose_tile(arena, head, tile):
     """Refresh one tile of the transposed copy."""
-    width = lanes(arena)
-    inputs, outputs = layer[at.INPUTS], layer[at.OUTPUTS]
-    n_rows = min(width, inputs - p * width)
-    n_columns = min(width, outputs - q * width)
-    source = head[at.PARAMETERS] + layer[at.WEIGHT] + (q * inputs + p * width) * width
-    target = layer[at.TRANSPOSED] + (p * outputs + q * width) * width
-    transpose(arena, source, target, n_rows, n_columns)
+    source = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
+    target = tile[at.TILE_TRANSPOSED]
+    transpose(arena, source, target, tile[at.TILE_INPUTS], tile[at.TILE_OUTPUTS])
 
 
 @inner
-def apply(arena, head, layers, index, q, p, n_rows, weight, bias, slope, bias_slope, scalars, clip):
+def apply(arena, head, tile, slope, bias_slope, scalars, clip):
     """Update the parameters of one tile; layer 0 has no use for a transposed copy in training.
 
-    `weight` and `bias` are positions in the parameter region; their gradients stand at `slope` and
-    `bias_slope`.
+    The gradients stand at `slope` and `bias_slope`.
     """
     width = lanes(arena)
-    columns = layers[index, at.OUTPUTS] - q * width
-    size, position, decays = n_rows * width, weight, np.int64(1)
+    position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
+    size, decays = tile[at.TILE_INPUTS] * width, np.int64(1)
     while True:
         update(
             head[at.UPDATE],
@@ -136,32 +132,65 @@ def apply(arena, head, layers, index, q, p, n_rows, weight, bias, slope, bias_sl
             scalars,
             clip,
             decays,
-            columns,
+            tile[at.TILE_OUTPUTS],
         )
         if bias < 0 or position == bias:
             break
         size, position, slope, decays = width, bias, bias_slope, head[at.DECAY_BIAS]
-    if index > 0:
-        transpose_tile(arena, head, row(layers, index), q, p)
+    if tile[at.TILE_LAYER] > 0:
+        transpose_tile(arena, head, tile)
 
 
 @glue
-def tile_update(arena, head, layers, ticket, scalars, clip):
+def tile_update(arena, head, tile, scalars, clip):
     """Optimizer update of one tile whose gradient stands in the gradient region."""
-    index, q, p, n_rows, weight, bias = place(head, layers, ticket, lanes(arena))
-    slope, bias_slope = head[at.GRADIENT] + weight, head[at.GRADIENT] + bias
-    apply(arena, head, layers, index, q, p, n_rows, weight, bias, slope, bias_slope, scalars, clip)
+    slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
+    apply(arena, head, tile, slope, head[at.GRADIENT] + tile[at.TILE_BIAS], scalars, clip)
 
 
 @glue
-def tile_step(arena, head, layers, ticket, batch, scalars, scratch):
+def lines_ahead(arena, head, tile, batch, x, coming, left):
+    """Choose what a tile's gradient asks the caches for, as `product` takes it.
+
+    Of many parameters: its own, their moments and their transposed copy, for the update that
+    follows. In layer 0 beside them, or alone, a piece of the rows that the next step begins with;
+    `left` tiles of the layer are to come, so that its first rows are the last asked for.
+    """
+    n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
+    far = n_parameters * arena.itemsize > at.FAR_PARAMETERS
+    first = tile[at.TILE_LAYER] == 0 and coming.shape[0] > 0
+    if not far and not first:
+        return NOTHING_AHEAD
+    width = lanes(arena)
+    step = LINE // arena.itemsize
+    if not far:
+        size = max(batch // UNROLL, 1) * step
+        return (
+            step,
+            coming_piece(arena, x, coming, AHEAD * left, size),
+            coming_piece(arena, x, coming, AHEAD * left + 1, size),
+            coming_piece(arena, x, coming, AHEAD * left + 2, size),
+            coming_piece(arena, x, coming, AHEAD * left + 3, size),
+        )
+    step = max(1, width * width * UNROLL // batch)
+    p = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
+    moments = n_parameters if head[at.UPDATE] != SGD_UPDATE else 0
+    if first:
+        rest = coming_piece(arena, x, coming, left, max(batch // UNROLL, 1) * step)
+    else:
+        rest = tile[at.TILE_TRANSPOSED]
+    return step, p, p + moments, p + 2 * moments, rest
+
+
+@glue
+def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, left):
     """Gradient and update of one tile in one visit; the gradient never leaves the cache."""
     width = lanes(arena)
-    index, q, p, n_rows, weight, bias = place(head, layers, ticket, width)
     bias_slope = scratch + width * width
-    bias_out = bias_slope if bias >= 0 else -1
-    gradient(arena, head, row(layers, index), q, p, batch, n_rows, scratch, bias_out)
-    apply(arena, head, layers, index, q, p, n_rows, weight, bias, scratch, bias_slope, scalars, 1.0)
+    bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
+    ahead = lines_ahead(arena, head, tile, batch, x, coming, left)
+    gradient(arena, head, tile, batch, scratch, bias_out, ahead)
+    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0)
 
 
 @inner

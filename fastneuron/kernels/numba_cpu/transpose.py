@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.emit import Memory, Number, whole
 from fastneuron.kernels.numba_cpu.jit import inner
-from fastneuron.kernels.numba_cpu.tile import ir_lanes, lanes
+from fastneuron.kernels.numba_cpu.target import ir_lanes, lanes
 
 #: Columns up to which a block is copied element by element: 64 lane exchanges take longer.
 ONE_BY_ONE = 2

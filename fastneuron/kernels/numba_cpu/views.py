@@ -56,6 +56,22 @@ def row(typingctx: Any, matrix: Any, index: Any) -> Any:
     return vector(matrix, types.int64), codegen
 
 
+@intrinsic
+def distance(typingctx: Any, arena: Any, x: Any) -> Any:
+    """Elements from the start of the arena to the start of x, another array."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i64 = ir.IntType(64)
+        starts = [
+            builder.ptrtoint(context.make_array(kind)(context, builder, array).data, i64)
+            for kind, array in zip(signature.args, args, strict=True)
+        ]
+        itemsize = ir.Constant(i64, arena.dtype.bitwidth // 8)
+        return builder.sdiv(builder.sub(starts[1], starts[0]), itemsize)
+
+    return types.int64(arena, x), codegen
+
+
 @inner
 def copy(target, source):
     """Copy a run of equal length."""

@@ -11,17 +11,11 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
-from fastneuron.kernels.numba_cpu.bounds import (
-    bound_pays,
-    certainly_finite,
-    forget_sizes,
-    note_sizes,
-    noted_columns,
-)
+from fastneuron.kernels.numba_cpu.bounds import certainly_finite, forget_maxima, maxima_of
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
+from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
-from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_block,
     gate_output,
@@ -32,9 +26,8 @@ from fastneuron.kernels.numba_cpu.rows import (
 )
 from fastneuron.kernels.numba_cpu.sums import sum_of_rows
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
-from fastneuron.kernels.numba_cpu.tile import lanes
+from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tiles import (
-    locate,
     squared_norm,
     tile_gradient,
     tile_step,
@@ -50,7 +43,17 @@ _LOSS_NOT_FINITE = int(Status.LOSS_NOT_FINITE)
 _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 
 
+#: Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
+#: the first-level cache, and their squares cost less than the bound that proves them finite.
+FUSE_FROM = 5
+
 scratch_size = inner(at.scratch_size)
+
+
+@inner
+def entry(most, index, kind, width):
+    """Where the largest input (kind 0) or delta (1) of a layer is noted; -1 where none is."""
+    return most + (2 * index + kind) * width if most >= 0 else most
 
 
 @glue
@@ -78,8 +81,10 @@ def rows_phase(
     share = (batch + n_threads - 1) // n_threads
     block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
     last = row(layers, n_layers - 1)
+    most = np.int64(-1)
     if noting:
-        forget_sizes(head, words, tid)
+        most = maxima_of(arena, head, tid)
+        forget_maxima(arena, head, tid)
     while True:
         first = draw(words, n_threads) * block
         if first >= batch:
@@ -87,8 +92,8 @@ def rows_phase(
         n_rows = min(block, batch - first)
         offset = first * width
         if stages & FORWARD:
-            for r in range(first, first + n_rows):
-                gather(arena, row(x, samples[r]), layers[0, at.IN_ROWS] + r * width, stride)
+            here = layers[0, at.IN_ROWS] + offset
+            gather_rows(arena, x, run(samples, first, n_rows), n_rows, here, stride, most)
             for index in range(n_layers):
                 layer = row(layers, index)
                 layer_forward(
@@ -100,6 +105,7 @@ def rows_phase(
                     layer[at.OUT_ROWS] + offset,
                     stride,
                     n_rows,
+                    entry(most, index + 1, 0, width) if index + 1 < n_layers else -1,
                 )
         if stages & WITH_LOSS:
             if head[at.LOSS] == CROSS_ENTROPY:
@@ -125,18 +131,26 @@ def rows_phase(
             for r in range(first, first + n_rows):
                 scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
         if stages & BACKWARD:
-            gate_output(arena, last, stride, first, n_rows)
+            gate_output(arena, last, stride, first, n_rows, entry(most, n_layers - 1, 1, width))
             for index in range(n_layers - 1, 0, -1):
                 before = row(layers, index - 1)
                 code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
-                layer_backward(arena, head, row(layers, index), stride, first, n_rows, code, saved)
+                layer_backward(
+                    arena,
+                    head,
+                    row(layers, index),
+                    stride,
+                    first,
+                    n_rows,
+                    code,
+                    saved,
+                    entry(most, index - 1, 1, width),
+                )
             if stages & INPUT_DELTA:
                 # np.int64: a literal would be a signature, and a compilation, of its own.
                 code = np.int64(IDENTITY)
-                layer_backward(arena, head, row(layers, 0), stride, first, n_rows, code, code)
-        if noting:
-            with_loss = stages & WITH_LOSS
-            note_sizes(arena, head, layers, words, tid, stride, first, n_rows, with_loss)
+                none = np.int64(-1)
+                layer_backward(arena, head, row(layers, 0), stride, first, n_rows, code, code, none)
 
 
 @inner
@@ -152,37 +166,33 @@ def step(
     arena,
     head,
     layers,
+    tiles,
     x,
     labels,
     targets,
     weight,
     samples,
+    coming,
     scalars,
     losses,
     words,
     tid,
     n_threads,
     scratch,
-    columns,
 ):
     """One step; returns False where the chunk ends here."""
     batch = samples.shape[0]
     if stages & INPUT_DELTA:
         # Layer 0's transposed copy is not kept up in training: make it for this step.
-        tiles = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
+        count = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
         while True:
             ticket = draw(words, n_threads)
-            if ticket >= tiles:
+            if ticket >= count:
                 break
-            _index, q, p = locate(head, layers, ticket, lanes(arena))
-            transpose_tile(arena, head, row(layers, 0), q, p)
+            transpose_tile(arena, head, row(tiles, ticket))
         if not barrier(words, n_threads):
             return False
-    one_visit = (
-        stages & UPDATE
-        and scalars[CLIP_NORM] == 0.0
-        and bound_pays(batch * columns, head[at.MOMENT_1] - head[at.PARAMETERS])
-    )
+    one_visit = stages & UPDATE and scalars[CLIP_NORM] == 0.0 and head[at.N_TILES] >= FUSE_FROM
     rows_phase(
         stages,
         arena,
@@ -207,12 +217,17 @@ def step(
         if not math.isfinite(loss):
             words[STATUS] = _LOSS_NOT_FINITE
     # All threads read the same words, and find the same.
-    if one_visit and certainly_finite(arena, head, layers, words, batch, n_threads):
+    if one_visit and certainly_finite(arena, head, layers, batch, stages & WITH_LOSS, n_threads):
         while True:
             ticket = draw(words, n_threads)
             if ticket >= head[at.N_TILES]:
                 break
-            tile_step(arena, head, layers, ticket, batch, scalars, scratch)
+            left = (
+                layers[1, at.FIRST_TILE] - 1 - ticket
+                if head[at.N_LAYERS] > 1
+                else head[at.N_TILES] - 1 - ticket
+            )
+            tile_step(arena, head, row(tiles, ticket), batch, scalars, scratch, x, coming, left)
         if not barrier(words, n_threads):
             return False
         if tid == 0:
@@ -223,7 +238,8 @@ def step(
             ticket = draw(words, n_threads)
             if ticket >= head[at.N_TILES]:
                 break
-            tile_gradient(arena, head, layers, ticket, batch)
+            total_at = head[at.TILE_SQUARES] + ticket
+            tile_gradient(arena, head, row(tiles, ticket), batch, total_at)
     if not barrier(words, n_threads):
         return False
     if words[STATUS] != 0:
@@ -239,7 +255,7 @@ def step(
             ticket = draw(words, n_threads)
             if ticket >= head[at.N_TILES]:
                 break
-            tile_update(arena, head, layers, ticket, scalars, clip)
+            tile_update(arena, head, row(tiles, ticket), scalars, clip)
         if not barrier(words, n_threads):
             return False
         if tid == 0:
@@ -253,6 +269,7 @@ def train(
     arena,
     head,
     layers,
+    tiles,
     x,
     labels,
     targets,
@@ -270,26 +287,28 @@ def train(
     `stages` says which parts of the step to do.
     """
     scratch = head[at.SCRATCH] + tid * scratch_size(lanes(arena))
-    columns = noted_columns(head, layers, lanes(arena))
     for s in range(bounds.shape[0] - 1):
         samples = run(order, bounds[s], bounds[s + 1] - bounds[s])
+        after = min(s + 2, bounds.shape[0] - 1)
+        coming = run(order, bounds[s + 1], bounds[after] - bounds[s + 1])
         if not step(
             stages,
             arena,
             head,
             layers,
+            tiles,
             x,
             labels,
             targets,
             weight,
             samples,
+            coming,
             row(scalars, s),
             run(losses, s, 1),
             words,
             tid,
             n_threads,
             scratch,
-            columns,
         ):
             return
 
@@ -307,12 +326,12 @@ def infer(arena, head, layers, x, out, words, tid, n_threads):
         if first >= x.shape[0]:
             break
         n_rows = min(at.INFER_BLOCK, x.shape[0] - first)
-        for r in range(n_rows):
-            gather(arena, row(x, first + r), layers[0, at.INFER_IN] + own + r * width, stride)
+        here = layers[0, at.INFER_IN] + own
+        gather_rows(arena, x, first, n_rows, here, stride, -1)
         for index in range(n_layers):
             layer = row(layers, index)
             a, z = layer[at.INFER_IN] + own, layer[at.INFER_OUT] + own
-            layer_forward(arena, head, layer, a, z, z, stride, n_rows)
+            layer_forward(arena, head, layer, a, z, z, stride, n_rows, np.int64(-1))
         result = layers[n_layers - 1, at.INFER_OUT] + own
         for r in range(n_rows):
             target = row(out, first + r)
