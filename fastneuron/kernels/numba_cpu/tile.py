@@ -54,6 +54,16 @@ LOW = sorted({1, 2, 4, TALL})
 class _Tile(Panel):
     """Emits the IR of tiles of one width: sums in registers, epilogue, stores."""
 
+    def __init__(self, builder: Any, base: Any, dtype: Any, pitch: int, width: int) -> None:
+        super().__init__(builder, base, dtype, pitch, width)
+        self.ahead = cgutils.alloca_once(builder, ir.IntType(64))  # LLVM keeps it in a register
+
+    def fetch_ahead(self, p: _Places) -> None:
+        """Ask for the next line that is needed later."""
+        ahead = self.builder.load(self.ahead)
+        self.fetch(ahead, near=FAR)
+        self.builder.store(self.builder.add(ahead, p.ahead_step), self.ahead)
+
     def fetch_next_tile(self, n_rows: int, p: _Places) -> None:
         """Ask for what the next tile of the panel starts from, stores to, and is gated by."""
         builder = self.builder
@@ -66,8 +76,8 @@ class _Tile(Panel):
                 self.fetch(builder.add(p.out, self.constant(offset)), to_write=1)
                 self.fetch(builder.add(saved, self.constant(offset)))
 
-    def sums(self, n_rows: int, walk: int, ones: int, p: _Places) -> tuple[list[Any], Any]:
-        """Return the accumulators, one a row and one more where `ones`; and the place ahead."""
+    def sums(self, n_rows: int, walk: int, ones: int, p: _Places) -> list[Any]:
+        """Return the accumulators, one a row and one more where `ones`."""
         builder = self.builder
         row_step, k_step = (self.pitch, 1) if walk == ROWS else (1, self.pitch)
 
@@ -82,23 +92,22 @@ class _Tile(Panel):
                 new.append(builder.fadd(now[n_rows], b_row))
             return new
 
-        def run(count: Any, starts: list[Any], sums: list[Any]) -> tuple[Any, Any, list[Any]]:
-            carried = [*starts, *sums]
+        def run(count: Any, a_off: Any, b_off: Any, sums: list[Any]) -> tuple[Any, list[Any]]:
+            carried = [a_off, b_off, *sums]
             # Lower tiles are for edges: unrolled they would double the compile time.
             for steps in (UNROLL, 1) if n_rows == TALL else (1,):
                 loop = Loop(builder, count, carried, steps, f"k{steps}")
-                a_now, b_now, ahead, *now = loop.values
+                a_now, b_now, *now = loop.values
                 if steps > 1:
-                    self.fetch(ahead, near=FAR)
-                    ahead = builder.add(ahead, p.ahead_step)
+                    self.fetch_ahead(p)
                 for k in range(steps):
                     now = multiply(a_now, b_now, now, k)
                 a_next = builder.add(a_now, self.constant(steps * k_step))
                 b_next = builder.add(b_now, self.constant(steps * self.pitch))
-                carried = loop.close([a_next, b_next, ahead, *now], self.constant(steps))
+                carried = loop.close([a_next, b_next, *now], self.constant(steps))
                 count = loop.count
-            _a, b_end, ahead, *total = carried
-            return b_end, ahead, total
+            _a, b_end, *total = carried
+            return b_end, total
 
         sums = []
         place = p.start
@@ -109,31 +118,28 @@ class _Tile(Panel):
             first = builder.icmp_signed("==", p.start_step, self.constant(0))
             sums.append(self.load(builder.select(first, p.start, p.extra)))
         if walk == BATCH:
-            _b, ahead, total = run(p.depth, [p.a, p.b, p.ahead], sums)
-            return total, ahead
-        panels = Loop(builder, p.depth, [p.a, p.b, p.ahead, *sums], 1, "panel")
-        a_now, b_now, ahead, *now = panels.values
+            return run(p.depth, p.a, p.b, sums)[1]
+        panels = Loop(builder, p.depth, [p.a, p.b, *sums], 1, "panel")
+        a_now, b_now, *now = panels.values
         panel = self.constant(self.pitch)
         short = builder.icmp_signed("<", panels.count, panel)
-        count = builder.select(short, panels.count, panel)
-        b_end, ahead, new = run(count, [a_now, b_now, ahead], now)
+        b_end, new = run(builder.select(short, panels.count, panel), a_now, b_now, now)
         a_next = builder.add(a_now, p.a_panel)
-        _a, _b, ahead, *total = panels.close([a_next, b_end, ahead, *new], panel)
-        return total, ahead
+        _a, _b, *total = panels.close([a_next, b_end, *new], panel)
+        return total
 
-    def tile(self, n_rows: int, walk: int, ones: int, p: _Places) -> Any:
-        """Compute one tile and store it; return the place ahead."""
+    def tile(self, n_rows: int, walk: int, ones: int, p: _Places) -> None:
+        """Compute one tile and store it."""
         if walk == ROWS and n_rows == TALL:
             self.fetch_next_tile(n_rows, p)
-        sums, ahead = self.sums(n_rows, walk, ones, p)
+        sums = self.sums(n_rows, walk, ones, p)
         if walk == ROWS:
             self.finish(sums, p)
-            return ahead
+            return
         for r in range(n_rows):
             self.store(sums[r], self.builder.add(p.out, self.constant(r * self.pitch)))
         if ones:
             self.store(sums[n_rows], p.extra)
-        return ahead
 
     def finish(self, sums: list[Any], p: _Places) -> None:
         """Apply the epilogue to the rows, store them, and note the largest."""
@@ -180,7 +186,6 @@ class _Places:
     extra: Any
     most: Any
     ahead_step: Any
-    ahead: Any
 
     def down(self, builder: Any, rows: Any, walk: int, pitch: int) -> _Places:
         """Return the places of the tile that begins `rows` rows further down."""
@@ -211,6 +216,7 @@ def _emit_product(
 
     none = emitter.constant(0)
     done = none
+    builder.store(lines[0], emitter.ahead)
     if walk == BATCH:  # the first tile carries the always-on row
         wanted = builder.icmp_signed(">=", places.extra, none)
         height = none
@@ -228,16 +234,16 @@ def _emit_product(
             builder.branch(switch_end)
         builder.position_at_end(switch_end)
     tall = emitter.constant(TALL)
-    loop = Loop(builder, builder.sub(n_rows, done), [done, places.ahead], TALL, "tall")
-    done, ahead = loop.values
+    loop = Loop(builder, builder.sub(n_rows, done), [done], TALL, "tall")
+    (done,) = loop.values
     if walk == BATCH:
-        ahead = places.ahead
+        ahead = lines[0]
         for i, line in enumerate(lines[1:], 1):
             reached = builder.icmp_signed(">=", done, emitter.constant(i * TALL))
             ahead = builder.select(reached, line, ahead)
-    here = replace(places.down(builder, done, walk, pitch), ahead=ahead)
-    ahead = emitter.tile(TALL, walk, 0, here)
-    done, _ahead = loop.close([builder.add(done, tall), ahead], tall)
+        builder.store(ahead, emitter.ahead)
+    emitter.tile(TALL, walk, 0, places.down(builder, done, walk, pitch))
+    (done,) = loop.close([builder.add(done, tall)], tall)
     rest(done, [height for height in reversed(LOW) if height < TALL])
 
 
@@ -305,7 +311,7 @@ def product(
         base = context.make_array(signature.args[3])(context, builder, arena_value).data
         *sums, rows, extra_at, most_at = numbers
         step, *lines = cgutils.unpack_tuple(builder, ahead_value, 1 + AHEAD)
-        values = (epilogue_value, *sums, extra_at, most_at, step, lines[0])
+        values = (epilogue_value, *sums, extra_at, most_at, step)
         places = _Places(*values)
         half = ir.Constant(ir.IntType(64), pitch // 2)
         with builder.if_else(builder.icmp_signed("<=", columns_value, half)) as (narrow, wide):
