@@ -76,6 +76,28 @@ class _Tile(Panel):
                 self.fetch(builder.add(p.out, self.constant(offset)), to_write=1)
                 self.fetch(builder.add(saved, self.constant(offset)))
 
+    def starts(self, n_rows: int, ones: int, p: _Places) -> list[Any]:
+        """Return what the accumulators start from: one row for all, loaded once, or their own."""
+        builder = self.builder
+        going_on = builder.icmp_signed("!=", p.start_step, self.constant(0))
+        common = self.load(p.start)
+        before, rows = builder.block, []
+        with builder.if_then(going_on):
+            place = p.start
+            for _ in range(n_rows):
+                rows.append(self.load(place))
+                place = builder.add(place, p.start_step)
+            if ones:
+                rows.append(self.load(p.extra))
+            inside = builder.block
+        chosen = []
+        for own in rows:
+            phi = builder.phi(self.vector)
+            phi.add_incoming(common, before)
+            phi.add_incoming(own, inside)
+            chosen.append(phi)
+        return chosen
+
     def sums(self, n_rows: int, walk: int, ones: int, p: _Places) -> list[Any]:
         """Return the accumulators, one a row and one more where `ones`."""
         builder = self.builder
@@ -109,14 +131,7 @@ class _Tile(Panel):
             _a, b_end, *total = carried
             return b_end, total
 
-        sums = []
-        place = p.start
-        for _ in range(n_rows):
-            sums.append(self.load(place))
-            place = builder.add(place, p.start_step)
-        if ones:
-            first = builder.icmp_signed("==", p.start_step, self.constant(0))
-            sums.append(self.load(builder.select(first, p.start, p.extra)))
+        sums = self.starts(n_rows, ones, p)
         if walk == BATCH:
             return run(p.depth, p.a, p.b, sums)[1]
         panels = Loop(builder, p.depth, [p.a, p.b, *sums], 1, "panel")
