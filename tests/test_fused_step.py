@@ -103,6 +103,38 @@ def test_an_overflowing_gradient_leaves_every_parameter_alone(kind: type) -> Non
     assert flat(engine.export()).tobytes() == flat(parameters).tobytes()
 
 
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "identity"])
+@pytest.mark.parametrize("where", ["activation", "delta"])
+def test_hidden_sizes_count_in_the_bound(where: str, activation: str) -> None:
+    """Outputs and loss stay small, but dW = a^T dz squares beyond float32."""
+    sizes = (40, 130, 70, 5)
+    layers = [Dense(a, b, activation) for a, b in itertools.pairwise(sizes[:3])]
+    spec = NetworkSpec.chain([*layers, Dense(70, 5)], "float32")
+    rng = np.random.default_rng(0)
+    parameters: Parameters = [
+        ((rng.random((a, b)) + 0.5).astype(np.float32), np.full(b, 1.0, np.float32))
+        for a, b in itertools.pairwise(sizes)
+    ]
+    # Inputs are positive: so are all activations.
+    huge, tiny = np.float32(1e25), np.float32(1e-25)
+    if where == "activation":
+        parameters[0][0][...] *= huge
+        parameters[1][0][...] = 0
+    else:
+        parameters[1][0][...] *= tiny
+        parameters[1][1][...] = tiny  # type: ignore[index]
+        parameters[2][0][...] *= huge
+    x, y = rng.random((30, 40)).astype(np.float32), rng.random((30, 5)).astype(np.float32)
+    engine = NumbaEngine(spec, LOSSES["mse"], SGD(), n_threads=2, batch_size=30)
+    engine.load(parameters)
+    losses = np.zeros(1)
+    scalars = SGD().scalars(0, np.full(1, 1e-3))
+    outcome = engine.run(x, y, None, np.arange(30), np.array([0, 30]), scalars, losses)
+    assert np.isfinite(losses).all()
+    assert outcome.status == Status.GRADIENT_NOT_FINITE
+    assert flat(engine.export()).tobytes() == flat(parameters).tobytes()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_stops_before_the_update(bad: float) -> None:
     spec, parameters, x, y = setting("float32")

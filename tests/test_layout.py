@@ -75,6 +75,7 @@ def test_regions_are_disjoint(sizes: tuple[int, ...], activation: str) -> None:
         (head[at.TILE_SQUARES], head[at.N_TILES]),
         (head[at.ROW_LOSS], capacity),
         (head[at.SCRATCH], 3 * at.scratch_size(LANES)),
+        (head[at.MAXIMA], 3 * at.maxima(len(sizes) - 1) * LANES),
         (layout.layers[0, at.IN_ROWS], padded(sizes[0]) * capacity),
         (layout.layers[0, at.IN_DELTA], padded(sizes[0]) * capacity),
     ]
@@ -90,6 +91,44 @@ def test_regions_are_disjoint(sizes: tuple[int, ...], activation: str) -> None:
     assert regions[-1][0] + regions[-1][1] <= layout.size
     saves_z = activation == "gelu"
     assert ((layout.layers[:, at.PRE_ROWS] != layout.layers[:, at.OUT_ROWS]) == saves_z).all()
+
+
+@pytest.mark.parametrize("rows", [4, 1 << 12, 1 << 15])
+def test_tiles_visit_every_parameter_once(rows: int) -> None:
+    spec = network(5, 100, 1, 70)
+    layout = Layout.build(spec, LANES, rows, 1)
+    visits = np.zeros(layout.n_parameters, int)
+    for tile in layout.tiles:
+        first = tile[at.TILE_WEIGHT]
+        visits[first : first + tile[at.TILE_INPUTS] * LANES] += 1
+        if tile[at.TILE_BIAS] >= 0:
+            visits[tile[at.TILE_BIAS] : tile[at.TILE_BIAS] + LANES] += 1
+    assert (visits == 1).all()
+    assert len(layout.tiles) == layout.head[at.N_TILES]
+    assert (np.diff(layout.tiles[:, at.TILE_LAYER]) >= 0).all()
+
+
+def test_tiles_stay_in_a_band_of_output_panels() -> None:
+    rows = 2048  # of a panel of 8 float32 columns: 64 KiB, so a band has 3, the last 2
+    layout = Layout.build(network(80, 64), LANES, rows, 1)
+    stride = int(layout.head[at.CAPACITY]) * LANES
+    layer = layout.layers[0]
+    p = (layout.tiles[:, at.TILE_A] - layer[at.IN_ROWS]) // stride
+    q = (layout.tiles[:, at.TILE_B] - layer[at.OUT_DELTA]) // stride
+    want = [(j, i) for band in ((0, 1, 2), (3, 4, 5), (6, 7)) for i in range(10) for j in band]
+    assert list(zip(q.tolist(), p.tolist(), strict=True)) == want
+    source = layer[at.WEIGHT] + (q * 80 + p * LANES) * LANES
+    np.testing.assert_array_equal(layout.tiles[:, at.TILE_WEIGHT], source)
+    target = layer[at.TRANSPOSED] + (p * 64 + q * LANES) * LANES
+    np.testing.assert_array_equal(layout.tiles[:, at.TILE_TRANSPOSED], target)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 512, 1000])
+def test_panels_of_rows_stand_no_power_of_two_apart(rows: int) -> None:
+    layout = Layout.build(network(5, 5), LANES, rows, 1)
+    capacity = int(layout.head[at.CAPACITY])
+    assert rows <= capacity < rows + 16
+    assert capacity // 8 % 2 == 1
 
 
 def test_arena_is_aligned() -> None:
