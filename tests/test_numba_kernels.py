@@ -102,7 +102,7 @@ def count_together(words, counts, tid, n_threads, rounds):  # type: ignore[no-un
 @kernel
 def draw_all(words, drawn, tid, n_threads):  # type: ignore[no-untyped-def]
     while True:
-        ticket = sync.draw(words, n_threads)
+        ticket = sync.draw(words, tid, n_threads, drawn.shape[0])
         if ticket >= drawn.shape[0]:
             return
         drawn[ticket] += tid + 1
@@ -287,7 +287,7 @@ def test_exponentials_of_special_values(dtype: str) -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 def test_nobody_passes_the_barrier_early(n_threads: int) -> None:
-    words, counts = np.zeros(stages.WORDS, np.int64), np.zeros(16, np.int64)
+    words, counts = np.zeros(stages.words(n_threads), np.int64), np.zeros(16, np.int64)
     rounds = 300
     run_team(
         n_threads,
@@ -299,7 +299,7 @@ def test_nobody_passes_the_barrier_early(n_threads: int) -> None:
 
 
 def test_an_aborted_barrier_lets_go() -> None:
-    words, counts = np.zeros(stages.WORDS, np.int64), np.zeros(16, np.int64)
+    words, counts = np.zeros(stages.words(2), np.int64), np.zeros(16, np.int64)
     words[stages.ABORTED] = 1
     count_together(words, counts, 0, 2, 1)  # alone, where two are expected
     assert counts[0] == 1
@@ -307,9 +307,21 @@ def test_an_aborted_barrier_lets_go() -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 4])
 def test_every_ticket_goes_to_one_thread(n_threads: int) -> None:
-    words, drawn = np.zeros(stages.WORDS, np.int64), np.zeros(5000, np.int64)
+    words, drawn = np.zeros(stages.words(n_threads), np.int64), np.zeros(5000, np.int64)
     run_team(n_threads, lambda tid: draw_all(words, drawn, tid, n_threads), lambda: None)
     assert ((drawn >= 1) & (drawn <= n_threads)).all()
+
+
+@kernel
+def draw_in_order(words, drawn, tid, n_threads):  # type: ignore[no-untyped-def]
+    for i in range(drawn.shape[0]):
+        drawn[i] = sync.draw(words, tid, n_threads, drawn.shape[0] - 1)
+
+
+def test_a_thread_begins_with_its_own_share_and_then_helps() -> None:
+    words, drawn = np.zeros(stages.words(3), np.int64), np.full(8, -1)
+    draw_in_order(words, drawn, 1, 3)  # alone of three threads, of 7 items
+    np.testing.assert_array_equal(drawn, [2, 3, 4, 5, 6, 0, 1, 7])
 
 
 def test_read_only_data_compiles_nothing_new() -> None:

@@ -55,7 +55,7 @@ class BlockedEngine(Engine):
         super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
         self._dtype = np.dtype(spec.dtype)
         self._max_threads = n_threads or usable_cores()
-        self._words = np.zeros(stages.WORDS, np.int64)
+        self._words = np.zeros(stages.words(self._max_threads), np.int64)
         self._turn = threading.Lock()
         self._training = Course(self._max_threads, n_threads)
         self._inference = Course(self._max_threads, n_threads)

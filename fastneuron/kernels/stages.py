@@ -14,7 +14,11 @@ INPUT_DELTA = 32  # dL/dx as well
 ARRIVED = 0
 GENERATION = 8
 ABORTED = 16
-TICKET = 24
-STATUS = 32
-STEPS = 40
-WORDS = 48
+STATUS = 24
+STEPS = 32
+TICKETS = 40  # one for each thread
+
+
+def words(n_threads: int) -> int:
+    """Words of a team of so many threads."""
+    return TICKETS + 8 * n_threads

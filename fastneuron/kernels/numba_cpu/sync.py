@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.target import target_machine
-from fastneuron.kernels.stages import ABORTED, ARRIVED, GENERATION, TICKET
+from fastneuron.kernels.stages import ABORTED, ARRIVED, GENERATION, TICKETS
 
 #: Looks at the generation before yielding: 3 microseconds, 20 times an undisturbed barrier. Where
 #: two threads of a team share a core, each barrier wastes this time before the other may run.
@@ -116,15 +116,16 @@ def yield_core(typingctx: Any) -> Any:
 def barrier(words, n_threads):
     """Wait for all threads; return False where the team was told to give up.
 
-    The last to arrive rewinds the ticket for the next phase: nobody draws one while all wait.
+    The last to arrive rewinds the tickets for the next phase: nobody draws one while all wait.
     """
     if n_threads == 1:
-        words[TICKET] = 0
+        words[TICKETS] = 0
         return True
     generation = load_word(words, GENERATION)
     if fetch_add(words, ARRIVED, 1) == n_threads - 1:
         store_word(words, ARRIVED, 0)
-        store_word(words, TICKET, 0)
+        for tid in range(n_threads):
+            store_word(words, TICKETS + 8 * tid, 0)
         store_word(words, GENERATION, generation + 1)
         return True
     spins = 0
@@ -140,10 +141,26 @@ def barrier(words, n_threads):
 
 
 @inner
-def draw(words, n_threads):
-    """Return the next number of a phase's work items, each number to one thread only."""
+def draw(words, tid, n_threads, total):
+    """Return one of `total` work items of a phase, each to one thread only; `total` when all went.
+
+    A thread draws from its own share first, the same at every step, and finds in its caches what it
+    left there; then it helps the others.
+    """
     if n_threads == 1:
-        ticket = words[TICKET]
-        words[TICKET] = ticket + 1
-        return ticket
-    return fetch_add(words, TICKET, 1)
+        ticket = words[TICKETS]
+        words[TICKETS] = ticket + 1
+        return min(ticket, total)
+    for turn in range(n_threads):
+        owner = tid + turn
+        if owner >= n_threads:
+            owner -= n_threads
+        first = owner * total // n_threads
+        size = (owner + 1) * total // n_threads - first
+        counter = TICKETS + 8 * owner
+        # Look first: what is used up shall not be pulled to and fro among the caches.
+        if load_word(words, counter) < size:
+            ticket = fetch_add(words, counter, 1)
+            if ticket < size:
+                return first + ticket
+    return total

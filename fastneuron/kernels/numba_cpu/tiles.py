@@ -11,7 +11,6 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
-from fastneuron.kernels.numba_cpu.panels import LINE
 from fastneuron.kernels.numba_cpu.sums import squares
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tile import AHEAD, BATCH, NOTHING_AHEAD, PLAIN, UNROLL, product
@@ -84,14 +83,12 @@ def gradient(arena, head, tile, batch, out, bias_out, ahead):
 
 
 @glue
-def coming_piece(arena, x, coming, piece, size):
-    """Place, seen from the arena, of a piece of the rows that the next step will gather."""
-    columns = x.shape[1]
-    pieces = (columns + size - 1) // size
+def coming_piece(arena, x, coming, piece, pieces, size):
+    """Place, seen from the arena, of one of a row's `pieces` that the next step will gather."""
     r = piece // pieces
     if r >= coming.shape[0]:
         return np.int64(0)
-    return distance(arena, x) + coming[r] * columns + (piece - r * pieces) * size
+    return distance(arena, x) + coming[r] * x.shape[1] + (piece - r * pieces) * size
 
 
 @glue
@@ -149,46 +146,46 @@ def tile_update(arena, head, tile, scalars, clip):
 
 
 @glue
-def lines_ahead(arena, head, tile, batch, x, coming, left):
+def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
     """Choose what a tile's gradient asks the caches for, as `product` takes it.
 
     Of many parameters: its own, their moments and their transposed copy, for the update that
-    follows. In layer 0 beside them, or alone, a piece of the rows that the next step begins with;
-    `left` tiles of the layer are to come, so that its first rows are the last asked for.
+    follows. In layer 0, of `first_tiles` tiles, beside them, or alone, a piece of the rows that the
+    next step begins with: a thread's share of the tiles has its share of the rows.
     """
     n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
     far = n_parameters * arena.itemsize > at.FAR_PARAMETERS
     first = tile[at.TILE_LAYER] == 0 and coming.shape[0] > 0
     if not far and not first:
         return NOTHING_AHEAD
-    width = lanes(arena)
-    step = LINE // arena.itemsize
+    turns = max(batch // UNROLL, 1)
+    streams = 1 if far else AHEAD
+    pieces = max(streams * first_tiles // max(coming.shape[0], 1), 1)
+    size = (x.shape[1] + pieces - 1) // pieces
     if not far:
-        size = max(batch // UNROLL, 1) * step
         return (
-            step,
-            coming_piece(arena, x, coming, AHEAD * left, size),
-            coming_piece(arena, x, coming, AHEAD * left + 1, size),
-            coming_piece(arena, x, coming, AHEAD * left + 2, size),
-            coming_piece(arena, x, coming, AHEAD * left + 3, size),
+            max(size // turns, 1),
+            coming_piece(arena, x, coming, AHEAD * ticket, pieces, size),
+            coming_piece(arena, x, coming, AHEAD * ticket + 1, pieces, size),
+            coming_piece(arena, x, coming, AHEAD * ticket + 2, pieces, size),
+            coming_piece(arena, x, coming, AHEAD * ticket + 3, pieces, size),
         )
-    step = max(1, width * width * UNROLL // batch)
+    width = lanes(arena)
     p = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
     moments = n_parameters if head[at.UPDATE] != SGD_UPDATE else 0
+    rest = tile[at.TILE_TRANSPOSED]
     if first:
-        rest = coming_piece(arena, x, coming, left, max(batch // UNROLL, 1) * step)
-    else:
-        rest = tile[at.TILE_TRANSPOSED]
-    return step, p, p + moments, p + 2 * moments, rest
+        rest = coming_piece(arena, x, coming, ticket, pieces, size)
+    return max(width * width // turns, 1), p, p + moments, p + 2 * moments, rest
 
 
 @glue
-def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, left):
+def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, ticket, first_tiles):
     """Gradient and update of one tile in one visit; the gradient never leaves the cache."""
     width = lanes(arena)
     bias_slope = scratch + width * width
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
-    ahead = lines_ahead(arena, head, tile, batch, x, coming, left)
+    ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
     gradient(arena, head, tile, batch, scratch, bias_out, ahead)
     apply(arena, head, tile, scratch, bias_slope, scalars, 1.0)
 

@@ -85,10 +85,12 @@ def rows_phase(
     if noting:
         most = maxima_of(arena, head, tid)
         forget_maxima(arena, head, tid)
+    blocks = (batch + block - 1) // block
     while True:
-        first = draw(words, n_threads) * block
-        if first >= batch:
+        ticket = draw(words, tid, n_threads, blocks)
+        if ticket >= blocks:
             break
+        first = ticket * block
         n_rows = min(block, batch - first)
         offset = first * width
         if stages & FORWARD:
@@ -186,7 +188,7 @@ def step(
         # Layer 0's transposed copy is not kept up in training: make it for this step.
         count = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
         while True:
-            ticket = draw(words, n_threads)
+            ticket = draw(words, tid, n_threads, count)
             if ticket >= count:
                 break
             transpose_tile(arena, head, row(tiles, ticket))
@@ -218,16 +220,23 @@ def step(
             words[STATUS] = _LOSS_NOT_FINITE
     # All threads read the same words, and find the same.
     if one_visit and certainly_finite(arena, head, layers, batch, stages & WITH_LOSS, n_threads):
+        first_tiles = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
         while True:
-            ticket = draw(words, n_threads)
+            ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
-            left = (
-                layers[1, at.FIRST_TILE] - 1 - ticket
-                if head[at.N_LAYERS] > 1
-                else head[at.N_TILES] - 1 - ticket
+            tile_step(
+                arena,
+                head,
+                row(tiles, ticket),
+                batch,
+                scalars,
+                scratch,
+                x,
+                coming,
+                ticket,
+                first_tiles,
             )
-            tile_step(arena, head, row(tiles, ticket), batch, scalars, scratch, x, coming, left)
         if not barrier(words, n_threads):
             return False
         if tid == 0:
@@ -235,7 +244,7 @@ def step(
         return True
     if stages & BACKWARD:
         while True:
-            ticket = draw(words, n_threads)
+            ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
             total_at = head[at.TILE_SQUARES] + ticket
@@ -252,7 +261,7 @@ def step(
             return False
         clip = clip_scale(squares, scalars[CLIP_NORM])
         while True:
-            ticket = draw(words, n_threads)
+            ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
             tile_update(arena, head, row(tiles, ticket), scalars, clip)
@@ -321,10 +330,12 @@ def infer(arena, head, layers, x, out, words, tid, n_threads):
     n_layers = head[at.N_LAYERS]
     outputs = layers[n_layers - 1, at.OUTPUTS]
     own = tid * at.INFER_BLOCK * width
+    blocks = (x.shape[0] + at.INFER_BLOCK - 1) // at.INFER_BLOCK
     while True:
-        first = draw(words, n_threads) * at.INFER_BLOCK
-        if first >= x.shape[0]:
+        ticket = draw(words, tid, n_threads, blocks)
+        if ticket >= blocks:
             break
+        first = ticket * at.INFER_BLOCK
         n_rows = min(at.INFER_BLOCK, x.shape[0] - first)
         here = layers[0, at.INFER_IN] + own
         gather_rows(arena, x, first, n_rows, here, stride, -1)
