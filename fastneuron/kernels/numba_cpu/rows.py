@@ -12,6 +12,7 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
+from fastneuron.kernels.numba_cpu.low import GROUP, WHOLE_ROWS, low_product
 from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.panels import note_run
 from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row, softmax_group
@@ -29,11 +30,14 @@ from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 
 
 @inner
-def chunk_depth(arena, depth):
-    """Length of the partial sums of one pass: chunks of about equal length, in whole panels."""
+def chunk_depth(arena, depth, n_rows):
+    """Length of the partial sums of one pass: chunks of about equal length, in whole panels.
+
+    So few rows that no panel is read twice take it whole.
+    """
     width = lanes(arena)
     most = at.CHUNK_BYTES // arena.itemsize
-    chunks = (depth + most - 1) // most
+    chunks = 1 if n_rows < WHOLE_ROWS else (depth + most - 1) // most
     return ((depth + chunks - 1) // chunks + width - 1) // width * width
 
 
@@ -49,17 +53,135 @@ def fetch_step(arena, inputs, outputs, n_rows):
 
 
 @inner
-def layer_forward(arena, head, layer, a, pre, out, stride, n_rows, most):
+def panels_product(
+    arena,
+    count,
+    columns,
+    epilogue,
+    out,
+    stride,
+    start,
+    start_step,
+    start_panel,
+    a,
+    b,
+    b_panel,
+    depth,
+    n_rows,
+    extra,
+    most,
+    ahead_step,
+):
+    """Compute `product` of 1, 2 or 4 neighbouring panels, of which `columns` columns count.
+
+    `start`, b and the places at `out` and `extra` go on `start_panel`, `b_panel` and `stride`
+    elements a panel.
+    """
+    width = lanes(arena)
+    tall = n_rows - n_rows % WHOLE_ROWS if count > 1 else n_rows
+    if tall > 0:
+        for i in range(count):
+            product(
+                ROWS,
+                columns - i * width,
+                epilogue,
+                arena,
+                out + i * stride,
+                start + i * start_panel,
+                start_step,
+                a,
+                stride,
+                b + i * b_panel,
+                depth,
+                tall,
+                extra + i * stride,
+                most,
+                (ahead_step, b + (i + 1) * b_panel, 0, 0, 0),
+            )
+    if n_rows - tall >= 2:
+        skip = tall * width
+        for i in range(0, count, 2):
+            low_product(
+                2,
+                2,
+                epilogue,
+                arena,
+                out + skip + i * stride,
+                stride,
+                start + tall * start_step + i * start_panel,
+                start_step,
+                start_panel,
+                a + skip,
+                stride,
+                b + i * b_panel,
+                b_panel,
+                depth,
+                extra + skip + i * stride,
+                most,
+            )
+        tall += 2
+    if tall < n_rows:
+        skip = tall * width
+        out, extra, a, start = out + skip, extra + skip, a + skip, start + tall * start_step
+        if count == GROUP:
+            low_product(
+                1,
+                4,
+                epilogue,
+                arena,
+                out,
+                stride,
+                start,
+                start_step,
+                start_panel,
+                a,
+                stride,
+                b,
+                b_panel,
+                depth,
+                extra,
+                most,
+            )
+        else:
+            low_product(
+                1,
+                2,
+                epilogue,
+                arena,
+                out,
+                stride,
+                start,
+                start_step,
+                start_panel,
+                a,
+                stride,
+                b,
+                b_panel,
+                depth,
+                extra,
+                most,
+            )
+
+
+@inner
+def group_of(left):
+    """Panels, of those left, that are computed side by side."""
+    return GROUP if left >= GROUP else 2 if left >= 2 else 1
+
+
+@inner
+def layer_forward(arena, head, layer, first_panel, end_panel, a, pre, out, stride, n_rows, most):
     """Compute f(x W + b) of a block of rows; z stays at `pre` where that is not `out`.
 
-    `most` is where the largest |output| of each lane is noted, or -1.
+    Of the output panels from `first_panel` up to `end_panel`. `most` is where the largest |output|
+    of each lane is noted, or -1.
     """
     width = lanes(arena)
     inputs, outputs, code = layer[at.INPUTS], layer[at.OUTPUTS], layer[at.ACTIVATION]
     weight = head[at.PARAMETERS] + layer[at.WEIGHT]
-    from_bias = layer[at.BIAS] >= 0
+    start_panel = width if layer[at.BIAS] >= 0 else 0
     epilogue = PLAIN
-    chunk = chunk_depth(arena, inputs)
+    chunk = chunk_depth(arena, inputs, n_rows)
     ahead_step = fetch_step(arena, inputs, outputs, n_rows)
     k = 0
     while k < inputs:
@@ -70,36 +192,42 @@ def layer_forward(arena, head, layer, a, pre, out, stride, n_rows, most):
             epilogue = RELU_OUTPUT
         if last and code in (RELU, IDENTITY):
             note = most
-        for q in range((outputs + width - 1) // width):
+        q = first_panel
+        while q < end_panel:
+            count = group_of(end_panel - q)
             here = q * stride
-            start, step = pre + here, width
+            start, step, panel = pre + here, width, stride
             if k == 0:
-                start, step = layer[at.START] + (q * width if from_bias else 0), 0
-            product(
-                ROWS,
+                start, step, panel = layer[at.START] + q * start_panel, 0, start_panel
+            panels_product(
+                arena,
+                count,
                 outputs - q * width,
                 epilogue,
-                arena,
                 pre + here,
+                stride,
                 start,
                 step,
+                panel,
                 a + k // width * stride,
-                stride,
                 weight + (q * inputs + k) * width,
+                inputs * width,
                 depth,
                 n_rows,
-                0,
+                np.int64(0),
                 note,
-                (ahead_step, weight + ((q + 1) * inputs + k) * width, 0, 0, 0),
+                ahead_step,
             )
-            if last:
+            q += count
+            if last and (pre != out or (code != IDENTITY and code != RELU)):
                 size = n_rows * width
-                if pre != out:
-                    copy(run(arena, out + here, size), run(arena, pre + here, size))
-                if code != IDENTITY and code != RELU:
-                    activate(code, run(arena, out + here, size))
-                    if most >= 0:
-                        note_run(arena, most, out + here, size)
+                for place in range(here, q * stride, stride):
+                    if pre != out:
+                        copy(run(arena, out + place, size), run(arena, pre + place, size))
+                    if code != IDENTITY and code != RELU:
+                        activate(code, run(arena, out + place, size))
+                        if most >= 0:
+                            note_run(arena, most, out + place, size)
         k += depth
 
 
@@ -118,17 +246,20 @@ def gate_output(arena, layer, stride, first, n_rows, most):
 
 
 @inner
-def layer_backward(arena, head, layer, stride, first, n_rows, code, saved, most):
+def layer_backward(
+    arena, head, layer, first_panel, end_panel, stride, first, n_rows, code, saved, most
+):
     """Carry dL/dz of a block of rows back through the weights, and through f before them.
 
-    `code` is the activation of the layer before and `saved` where its f' is computed from; the
-    result is that layer's dL/dz. `most` is where the largest of each lane is noted, or -1.
+    To the input panels from `first_panel` up to `end_panel`. `code` is the activation of the layer
+    before and `saved` where its f' is computed from; the result is that layer's dL/dz. `most` is
+    where the largest of each lane is noted, or -1.
     """
     width = lanes(arena)
     inputs, outputs = layer[at.INPUTS], layer[at.OUTPUTS]
     offset = first * width
     epilogue = PLAIN
-    chunk = chunk_depth(arena, outputs)
+    chunk = chunk_depth(arena, outputs, n_rows)
     ahead_step = fetch_step(arena, inputs, outputs, n_rows)
     k = 0
     while k < outputs:
@@ -139,34 +270,41 @@ def layer_backward(arena, head, layer, stride, first, n_rows, code, saved, most)
             epilogue = RELU_GATE
         if last and code in (RELU, IDENTITY):
             note = most
-        for p in range((inputs + width - 1) // width):
+        p = first_panel
+        while p < end_panel:
+            count = group_of(end_panel - p)
             here = p * stride + offset
             target = layer[at.IN_DELTA] + here
-            start, step = target, width
+            start, step, panel = target, width, stride
             if k == 0:
-                start, step = head[at.ZEROS], 0
-            product(
-                ROWS,
+                start, step, panel = head[at.ZEROS], 0, 0
+            panels_product(
+                arena,
+                count,
                 inputs - p * width,
                 epilogue,
-                arena,
                 target,
+                stride,
                 start,
                 step,
+                panel,
                 layer[at.OUT_DELTA] + offset + k // width * stride,
-                stride,
                 layer[at.TRANSPOSED] + (p * outputs + k) * width,
+                outputs * width,
                 depth,
                 n_rows,
                 saved + here,
                 note,
-                (ahead_step, layer[at.TRANSPOSED] + ((p + 1) * outputs + k) * width, 0, 0, 0),
+                ahead_step,
             )
+            p += count
             if last and code != IDENTITY and code != RELU:
                 size = n_rows * width
-                gate(code, run(arena, target, size), run(arena, saved + here, size))
-                if most >= 0:
-                    note_run(arena, most, target, size)
+                for place in range(here, p * stride + offset, stride):
+                    target = layer[at.IN_DELTA] + place
+                    gate(code, run(arena, target, size), run(arena, saved + place, size))
+                    if most >= 0:
+                        note_run(arena, most, target, size)
         k += depth
 
 

@@ -51,20 +51,20 @@ NOTHING_AHEAD = (0,) * (1 + AHEAD)
 LOW = sorted({1, 2, 4, TALL})
 
 
-class _Tile(Panel):
+class Tile(Panel):
     """Emits the IR of tiles of one width: sums in registers, epilogue, stores."""
 
     def __init__(self, builder: Any, base: Any, dtype: Any, pitch: int, width: int) -> None:
         super().__init__(builder, base, dtype, pitch, width)
         self.ahead = cgutils.alloca_once(builder, ir.IntType(64))  # LLVM keeps it in a register
 
-    def fetch_ahead(self, p: _Places) -> None:
+    def fetch_ahead(self, p: Places) -> None:
         """Ask for the next line that is needed later."""
         ahead = self.builder.load(self.ahead)
         self.fetch(ahead, near=FAR)
         self.builder.store(self.builder.add(ahead, p.ahead_step), self.ahead)
 
-    def fetch_next_tile(self, n_rows: int, p: _Places) -> None:
+    def fetch_next_tile(self, n_rows: int, p: Places) -> None:
         """Ask for what the next tile of the panel starts from, stores to, and is gated by."""
         builder = self.builder
         size = n_rows * self.pitch
@@ -76,7 +76,7 @@ class _Tile(Panel):
                 self.fetch(builder.add(p.out, self.constant(offset)), to_write=1)
                 self.fetch(builder.add(saved, self.constant(offset)))
 
-    def starts(self, n_rows: int, ones: int, p: _Places) -> list[Any]:
+    def starts(self, n_rows: int, ones: int, p: Places) -> list[Any]:
         """Return what the accumulators start from: one row for all, loaded once, or their own."""
         builder = self.builder
         going_on = builder.icmp_signed("!=", p.start_step, self.constant(0))
@@ -98,7 +98,7 @@ class _Tile(Panel):
             chosen.append(phi)
         return chosen
 
-    def sums(self, n_rows: int, walk: int, ones: int, p: _Places) -> list[Any]:
+    def sums(self, n_rows: int, walk: int, ones: int, p: Places) -> list[Any]:
         """Return the accumulators, one a row and one more where `ones`."""
         builder = self.builder
         row_step, k_step = (self.pitch, 1) if walk == ROWS else (1, self.pitch)
@@ -143,7 +143,7 @@ class _Tile(Panel):
         _a, _b, *total = panels.close([a_next, b_end, *new], panel)
         return total
 
-    def tile(self, n_rows: int, walk: int, ones: int, p: _Places) -> None:
+    def tile(self, n_rows: int, walk: int, ones: int, p: Places) -> None:
         """Compute one tile and store it."""
         if walk == ROWS and n_rows == TALL:
             self.fetch_next_tile(n_rows, p)
@@ -156,7 +156,7 @@ class _Tile(Panel):
         if ones:
             self.store(sums[n_rows], p.extra)
 
-    def finish(self, sums: list[Any], p: _Places) -> None:
+    def finish(self, sums: list[Any], p: Places) -> None:
         """Apply the epilogue to the rows, store them, and note the largest."""
         builder = self.builder
         zero, one = self.every_lane(0.0), self.every_lane(1.0)
@@ -187,7 +187,7 @@ class _Tile(Panel):
 
 
 @dataclass(frozen=True)
-class _Places:
+class Places:
     """The run-time arguments of `product`, as IR values."""
 
     epilogue: Any
@@ -202,7 +202,7 @@ class _Places:
     most: Any
     ahead_step: Any
 
-    def down(self, builder: Any, rows: Any, walk: int, pitch: int) -> _Places:
+    def down(self, builder: Any, rows: Any, walk: int, pitch: int) -> Places:
         """Return the places of the tile that begins `rows` rows further down."""
         skip = builder.mul(rows, ir.Constant(rows.type, pitch))
         return replace(
@@ -215,7 +215,7 @@ class _Places:
 
 
 def _emit_product(
-    emitter: _Tile, walk: int, n_rows: Any, places: _Places, lines: Sequence[Any]
+    emitter: Tile, walk: int, n_rows: Any, places: Places, lines: Sequence[Any]
 ) -> None:
     """Emit tall tiles as long as they fit, then one tile each of 4, 2 and 1 rows as needed."""
     builder, pitch = emitter.builder, emitter.pitch
@@ -327,12 +327,12 @@ def product(
         *sums, rows, extra_at, most_at = numbers
         step, *lines = cgutils.unpack_tuple(builder, ahead_value, 1 + AHEAD)
         values = (epilogue_value, *sums, extra_at, most_at, step)
-        places = _Places(*values)
+        places = Places(*values)
         half = ir.Constant(ir.IntType(64), pitch // 2)
         with builder.if_else(builder.icmp_signed("<=", columns_value, half)) as (narrow, wide):
             for branch, width in ((narrow, pitch // 2), (wide, pitch)):
                 with branch:
-                    emitter = _Tile(builder, base, arena.dtype, pitch, width)
+                    emitter = Tile(builder, base, arena.dtype, pitch, width)
                     _emit_product(emitter, walk.literal_value, rows, places, lines)
         return context.get_dummy_value()
 

@@ -48,6 +48,7 @@ _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 FUSE_FROM = 5
 
 scratch_size = inner(at.scratch_size)
+panels = inner(at.panels)
 
 
 @inner
@@ -102,6 +103,8 @@ def rows_phase(
                     arena,
                     head,
                     layer,
+                    np.int64(0),
+                    panels(layer[at.OUTPUTS], width),
                     layer[at.IN_ROWS] + offset,
                     layer[at.PRE_ROWS] + offset,
                     layer[at.OUT_ROWS] + offset,
@@ -137,10 +140,13 @@ def rows_phase(
             for index in range(n_layers - 1, 0, -1):
                 before = row(layers, index - 1)
                 code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
+                layer = row(layers, index)
                 layer_backward(
                     arena,
                     head,
-                    row(layers, index),
+                    layer,
+                    np.int64(0),
+                    panels(layer[at.INPUTS], width),
                     stride,
                     first,
                     n_rows,
@@ -152,7 +158,11 @@ def rows_phase(
                 # np.int64: a literal would be a signature, and a compilation, of its own.
                 code = np.int64(IDENTITY)
                 none = np.int64(-1)
-                layer_backward(arena, head, row(layers, 0), stride, first, n_rows, code, code, none)
+                layer = row(layers, 0)
+                end = panels(layer[at.INPUTS], width)
+                layer_backward(
+                    arena, head, layer, np.int64(0), end, stride, first, n_rows, code, code, none
+                )
 
 
 @inner
@@ -342,7 +352,10 @@ def infer(arena, head, layers, x, out, words, tid, n_threads):
         for index in range(n_layers):
             layer = row(layers, index)
             a, z = layer[at.INFER_IN] + own, layer[at.INFER_OUT] + own
-            layer_forward(arena, head, layer, a, z, z, stride, n_rows, np.int64(-1))
+            end = panels(layer[at.OUTPUTS], width)
+            layer_forward(
+                arena, head, layer, np.int64(0), end, a, z, z, stride, n_rows, np.int64(-1)
+            )
         result = layers[n_layers - 1, at.INFER_OUT] + own
         for r in range(n_rows):
             target = row(out, first + r)
