@@ -113,8 +113,10 @@ class BlockedEngine(Engine):
         if rows <= self._layout.capacity:
             return
         old, persistent = self._arena, self._layout.persistent
+        stale = self._layout.head[at.STALE]
         self._lay_out(rows)
         self._arena[:persistent] = old[:persistent]
+        self._layout.head[at.STALE] = stale
         self._kept = 0
 
     def _region(self, entry: int) -> Array:
@@ -127,6 +129,7 @@ class BlockedEngine(Engine):
             for index, (weight, _bias) in enumerate(parameters):
                 transposed = self._layout.transposed_view(self._arena, index)
                 transposed[...] = to_panels(weight.T, self._lanes())
+            self._layout.head[at.STALE] = 0
 
     def export(self) -> Parameters:
         with self._turn:

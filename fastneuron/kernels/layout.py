@@ -51,7 +51,8 @@ TILE_COLUMNS = 8
 N_LAYERS, CAPACITY, ZEROS, PARAMETERS, MOMENT_1, MOMENT_2, GRADIENT = 0, 1, 2, 3, 4, 5, 6
 ROW_LOSS, TILE_SQUARES, N_TILES, INFER_ROWS, DECAY_BIAS = 7, 8, 9, 10, 11
 LOSS, UPDATE, SCRATCH, MAXIMA = 12, 13, 14, 15
-HEAD_ENTRIES = 16
+STALE = 16  # 1 while steps of few rows have updated weights and not their transposed copies
+HEAD_ENTRIES = 17
 
 #: Rows of one inference block: enough to use every weight panel many times, and a block of a
 #: 512-wide layer stays in half of an L2 of 512 KiB.
@@ -77,6 +78,9 @@ FAR_PARAMETERS = 1 << 20
 #: to which they share one output panel only: the tiles' parameters then lie one after the other in
 #: memory (784-128-10: 2 %).
 BAND_BYTES, INPUT_BYTES = 1 << 18, 1 << 19
+#: Rows of a step up to which deltas go back through the weights as they lie, without a transposed
+#: copy, and a gradient is computed in the registers of its update.
+FEW_ROWS = 4
 #: Rows of the tallest register tile; blocks are multiples of it.
 TILE_ROWS = 8
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastneuron.kernels.numba_cpu.panels import Loop
+from fastneuron.kernels.numba_cpu.emit import Memory, Number, below
+from fastneuron.kernels.numba_cpu.panels import FAR, Loop, Panel
 from fastneuron.kernels.numba_cpu.target import ir_lanes
 from fastneuron.kernels.numba_cpu.tile import NOTHING_AHEAD, Places, Tile
+from fastneuron.kernels.numba_cpu.transpose import lane_sums
 
 #: Rows that tall and middling tiles multiply by themselves; those left over go several panels at a
 #: time, of which the last number is the most.
@@ -121,3 +124,85 @@ def low_product(
         return context.get_dummy_value()
 
     return types.void(n_rows, n_panels, types.int64, arena, *[types.int64] * 12), codegen
+
+
+@intrinsic(prefer_literal=True)
+def low_back(
+    typingctx: Any,
+    n_rows: Any,
+    arena: Any,
+    out: Any,
+    delta: Any,
+    delta_panel: Any,
+    w: Any,
+    w_panel: Any,
+    inputs: Any,
+    outputs: Any,
+    ahead: Any,
+) -> Any:
+    """Compute ``arena[out + r*P + i] = sum_o delta[r, o] W[i, o]`` for as many i as sums fit.
+
+    Each register has the sums of one row and input, lane by lane over the panels of outputs; at the
+    end neighbouring lanes are added, then pairs of them, and so on. L sums fill one register of L.
+
+    Parameters
+    ----------
+    n_rows : literal int
+        1: L inputs. 2: L/2 inputs, of two rows. The order of a sum is the same.
+    delta, w : int64
+        Places of dL/dz, and of the first input's weights.
+    delta_panel, w_panel : int64
+        Elements from one panel of outputs to the next.
+    inputs : int64
+        Inputs that count; zeros are stored for the others, whose weights are read.
+    outputs : int64
+        Columns that count: no delta after them is read.
+    ahead : int64
+        Elements after its own weights of the cache lines that are asked for, or 0.
+    """
+    if not isinstance(n_rows, types.IntegerLiteral):
+        return None
+    rows, pitch = n_rows.literal_value, ir_lanes(arena.dtype)
+    lanes = pitch // 2
+    block = lanes // rows
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = context.make_array(signature.args[1])(context, builder, args[1]).data
+        to = Panel(builder, base, arena.dtype, lanes, lanes)
+        _rows, _arena, out, delta, delta_panel, w, w_panel, inputs, outputs, ahead = args
+        memory = Memory(context, builder, signature.args[1], args[1])
+        zero = to.every_lane(0.0)
+        loop = Loop(builder, outputs, [delta, w, *[zero] * lanes], 1, "outputs")
+        d_at, w_at, *sums = loop.values
+        far = builder.icmp_signed("!=", ahead, to.constant(0))
+        with builder.if_then(far):
+            for i in range(block):
+                for half in (0, lanes):
+                    place = builder.add(w_at, to.constant(i * pitch + half))
+                    to.fetch(builder.add(place, ahead), near=FAR)
+        for half in (0, lanes):
+            mask = below(builder, builder.sub(loop.count, to.constant(half)), lanes)
+            deltas = [
+                memory.load_some(builder.add(d_at, to.constant(r * pitch + half)), mask).value
+                for r in range(rows)
+            ]
+            for i in range(block):
+                weights = to.load(builder.add(w_at, to.constant(i * pitch + half)))
+                for r in range(rows):
+                    k = r * block + i
+                    sums[k] = builder.call(to.fma, [deltas[r], weights, sums[k]])
+        _d, _w, *sums = loop.close(
+            [builder.add(d_at, delta_panel), builder.add(w_at, w_panel), *sums],
+            to.constant(pitch),
+        )
+        total = lane_sums(builder, sums)
+        counts = below(builder, inputs, block)
+        for r in range(rows):
+            lanes_of_row = ir.Constant(
+                ir.VectorType(ir.IntType(32), block), list(range(r * block, (r + 1) * block))
+            )
+            part = Number(builder, builder.shuffle_vector(total, total, lanes_of_row))
+            memory.store(part.where(counts, 0.0), builder.add(out, to.constant(r * pitch)))
+        return context.get_dummy_value()
+
+    return types.void(n_rows, arena, *[types.int64] * 8), codegen

@@ -12,7 +12,7 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
-from fastneuron.kernels.numba_cpu.low import GROUP, WHOLE_ROWS, low_product
+from fastneuron.kernels.numba_cpu.low import GROUP, WHOLE_ROWS, low_back, low_product
 from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.panels import note_run
 from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row, softmax_group
@@ -306,6 +306,67 @@ def layer_backward(
                     if most >= 0:
                         note_run(arena, most, target, size)
         k += depth
+
+
+@inner
+def few_rows_backward(
+    arena, head, layer, first_panel, end_panel, stride, first, n_rows, code, saved, most
+):
+    """Do what `layer_backward` does, for few rows, from the weights themselves.
+
+    A sum goes over every L-th output, and then over the L lanes of a register.
+    """
+    width = lanes(arena)
+    inputs, outputs = layer[at.INPUTS], layer[at.OUTPUTS]
+    offset, size = first * width, n_rows * width
+    delta = layer[at.OUT_DELTA] + offset
+    weight = head[at.PARAMETERS] + layer[at.WEIGHT]
+    far = inputs * outputs * arena.itemsize >= at.FAR_WEIGHTS
+    block = width // 2
+    for p in range(first_panel, end_panel):
+        here = p * stride + offset
+        target = layer[at.IN_DELTA] + here
+        left = inputs - p * width
+        if left <= block:  # the other half of the last panel is not visited below
+            for r in range(n_rows):
+                fill(run(arena, target + r * width + block, block), arena.dtype.type(0.0))
+        half = 0
+        while half < min(width, left):
+            w = weight + (p * width + half) * width
+            r = 0
+            while r + 2 <= n_rows:
+                for i in range(half, half + block, block // 2):
+                    low_back(
+                        2,
+                        arena,
+                        target + r * width + i,
+                        delta + r * width,
+                        stride,
+                        weight + (p * width + i) * width,
+                        inputs * width,
+                        left - i,
+                        outputs,
+                        block * width if far and r == 0 else 0,
+                    )
+                r += 2
+            if r < n_rows:
+                low_back(
+                    1,
+                    arena,
+                    target + r * width + half,
+                    delta + r * width,
+                    stride,
+                    w,
+                    inputs * width,
+                    left - half,
+                    outputs,
+                    block * width if far and r == 0 else 0,
+                )
+            half += block
+        if code != IDENTITY:
+            gate(code, run(arena, target, size), run(arena, saved + here, size))
+        if most >= 0:
+            note_run(arena, most, target, size)
 
 
 @inner

@@ -16,7 +16,7 @@ from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tile import AHEAD, BATCH, NOTHING_AHEAD, PLAIN, UNROLL, product
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import PLAIN as SGD_UPDATE
-from fastneuron.kernels.numba_cpu.updates import update
+from fastneuron.kernels.numba_cpu.updates import update, update_by_rows
 from fastneuron.kernels.numba_cpu.views import distance, run
 
 
@@ -111,10 +111,10 @@ def transpose_tile(arena, head, tile):
 
 
 @inner
-def apply(arena, head, tile, slope, bias_slope, scalars, clip):
-    """Update the parameters of one tile; layer 0 has no use for a transposed copy in training.
+def apply(arena, head, tile, slope, bias_slope, scalars, clip, copied):
+    """Update the parameters of one tile, and their transposed copy where `copied`.
 
-    The gradients stand at `slope` and `bias_slope`.
+    The gradients stand at `slope` and `bias_slope`. Layer 0 has no use for a copy in training.
     """
     width = lanes(arena)
     position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
@@ -134,15 +134,15 @@ def apply(arena, head, tile, slope, bias_slope, scalars, clip):
         if bias < 0 or position == bias:
             break
         size, position, slope, decays = width, bias, bias_slope, head[at.DECAY_BIAS]
-    if tile[at.TILE_LAYER] > 0:
+    if copied and tile[at.TILE_LAYER] > 0:
         transpose_tile(arena, head, tile)
 
 
 @glue
-def tile_update(arena, head, tile, scalars, clip):
+def tile_update(arena, head, tile, scalars, clip, copied):
     """Optimizer update of one tile whose gradient stands in the gradient region."""
     slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
-    apply(arena, head, tile, slope, head[at.GRADIENT] + tile[at.TILE_BIAS], scalars, clip)
+    apply(arena, head, tile, slope, head[at.GRADIENT] + tile[at.TILE_BIAS], scalars, clip, copied)
 
 
 @glue
@@ -187,7 +187,35 @@ def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, ticket, fir
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
     ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
     gradient(arena, head, tile, batch, scratch, bias_out, ahead)
-    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0)
+    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, True)
+
+
+@inner
+def few_rows_step(arena, head, tile, batch, scalars, scratch):
+    """Gradient and update of one tile, of few rows: no gradient is stored, no copy refreshed."""
+    width = lanes(arena)
+    position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
+    size, decays, a, a_step = tile[at.TILE_INPUTS] * width, np.int64(1), tile[at.TILE_A], width
+    while True:
+        update_by_rows(
+            head[at.UPDATE],
+            run(arena, head[at.PARAMETERS] + position, size),
+            run(arena, head[at.MOMENT_1] + position, size),
+            run(arena, head[at.MOMENT_2] + position, size),
+            arena,
+            a,
+            a_step,
+            tile[at.TILE_B],
+            batch,
+            scalars,
+            decays,
+            tile[at.TILE_OUTPUTS],
+        )
+        if bias < 0 or position == bias:
+            break
+        # The input of a bias is 1 in every row.
+        arena[scratch] = 1.0
+        size, position, decays, a, a_step = width, bias, head[at.DECAY_BIAS], scratch, 0
 
 
 @inner

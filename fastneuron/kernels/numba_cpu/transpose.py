@@ -36,20 +36,36 @@ def _exchange(step: int, size: int, upper: bool) -> list[int]:
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """Return the columns of a square block, given as a list of vectors."""
     rows, size = list(rows), len(rows)
-
-    def shuffle(a: Any, b: Any, picked: list[int]) -> Any:
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), size), picked)
-        return builder.shuffle_vector(a, b, mask)
-
     width = size // 2
     while width:
         for r in range(size):
             if (r // width) % 2 == 0:
                 a, b = rows[r], rows[r + width]
-                rows[r] = shuffle(a, b, _exchange(width, size, upper=False))
-                rows[r + width] = shuffle(a, b, _exchange(width, size, upper=True))
+                rows[r] = _shuffled(builder, a, b, _exchange(width, size, upper=False))
+                rows[r + width] = _shuffled(builder, a, b, _exchange(width, size, upper=True))
         width //= 2
     return rows
+
+
+def lane_sums(builder: Any, rows: list[Any]) -> Any:
+    """Return the vector of the sums of a square block's rows, neighbouring lanes added first."""
+    rows, size, step = list(rows), len(rows), 1
+    while step < size:
+        pairs = zip(rows[::2], rows[1::2], strict=True)
+        rows = [
+            builder.fadd(
+                _shuffled(builder, a, b, _exchange(step, size, upper=False)),
+                _shuffled(builder, a, b, _exchange(step, size, upper=True)),
+            )
+            for a, b in pairs
+        ]
+        step *= 2
+    return rows[0]
+
+
+def _shuffled(builder: Any, a: Any, b: Any, picked: list[int]) -> Any:
+    mask = ir.Constant(ir.VectorType(ir.IntType(32), len(picked)), picked)
+    return builder.shuffle_vector(a, b, mask)
 
 
 def _place(builder: Any, start: Any, row: int, pitch: int, last: Any) -> Any:

@@ -18,6 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.emit import I64, Memory, Number, splat, whole
+from fastneuron.kernels.numba_cpu.panels import Loop
 from fastneuron.kernels.numba_cpu.target import ir_lanes
 from fastneuron.optimizers import (
     BETA1,
@@ -140,6 +141,21 @@ _FORMULAS: dict[int, tuple[Callable[[_Step], _Formula], int]] = {
 }
 
 
+def _each_kind(
+    builder: Any, kind: Any, emit: Callable[[Callable[[_Step], _Formula], int], None]
+) -> None:
+    """Emit code for every formula and its number of moments; `kind` chooses when it runs."""
+    after = builder.append_basic_block("update.done")
+    switch = builder.switch(kind, after)
+    for code, (formula, moments) in _FORMULAS.items():
+        block = builder.append_basic_block(f"update.kind{int(code)}")
+        switch.add_case(whole(int(code)), block)
+        builder.position_at_end(block)
+        emit(formula, moments)
+        builder.branch(after)
+    builder.position_at_end(after)
+
+
 @intrinsic
 def update(
     typingctx: Any,
@@ -184,16 +200,97 @@ def update(
                 for run, number in zip(used, new, strict=True):
                     run.store(number, at)
 
-        after = builder.append_basic_block("update.done")
-        switch = builder.switch(args[0], after)
-        for code, (formula, moments) in _FORMULAS.items():
-            block = builder.append_basic_block(f"update.kind{int(code)}")
-            switch.add_case(whole(int(code)), block)
-            builder.position_at_end(block)
-            loop(formula, moments)
-            builder.branch(after)
-        builder.position_at_end(after)
+        _each_kind(builder, args[0], loop)
         return context.get_dummy_value()
 
     numbers = (types.float64, types.int64, types.int64)
     return types.void(types.int64, p, g, m, v, scalars, *numbers), codegen
+
+
+@intrinsic
+def update_by_rows(
+    typingctx: Any,
+    kind: Any,
+    p: Any,
+    m: Any,
+    v: Any,
+    arena: Any,
+    a: Any,
+    a_step: Any,
+    b: Any,
+    n_rows: Any,
+    scalars: Any,
+    decays: Any,
+    columns: Any,
+) -> Any:
+    """Like `update`, of gradients that are computed on the way and never stored.
+
+    Row k of the parameters has the gradient ``sum_r arena[a + r*a_step + k] * B[r, :]``, B panel
+    rows at `b`: the sums of a BATCH `product` that starts from zeros, to the bit.
+    """
+    pitch = ir_lanes(p.dtype)
+    width = pitch // 2
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        runs = [Memory(context, builder, kinds[i], args[i]) for i in (1, 2, 3)]
+        memory = Memory(context, builder, kinds[4], args[4])
+        a, a_step, b, n_rows = args[5:9]
+        table = Memory(context, builder, kinds[9], args[9])
+        decaying = builder.icmp_signed("!=", args[10], whole(0))
+        one = ir.Constant(ir.DoubleType(), 1.0)
+        step = _Step(table, width, p.dtype == types.float32, one, decaying)
+        wide = builder.icmp_signed(">", args[11], whole(width))
+        count = builder.udiv(runs[0].size, whole(pitch))
+        zeros = Number(builder, ir.Constant(ir.VectorType(memory.real, width), [0.0] * width))
+
+        def fused(factor: Any, row: Number, sum_so_far: Number) -> Number:
+            return splat(builder, factor.value, width).call("fma", row, sum_so_far)
+
+        def loop(make: Callable[[_Step], _Formula], moments: int) -> None:
+            formula, used = make(step), [runs[0], *runs[1 : 1 + moments]]
+
+            def row(k: Any, slopes: tuple[Number, Number]) -> None:
+                at = builder.mul(k, whole(pitch))
+
+                def half(place: Any, slope: Number) -> None:
+                    old_p, *old = [run.load(place, width) for run in used]
+                    new = formula(old_p, slope, *old)
+                    for run, number in zip(used, new, strict=True):
+                        run.store(number, place)
+
+                half(at, slopes[0])
+                with builder.if_then(wide):
+                    half(builder.add(at, whole(width)), slopes[1])
+
+            alone = builder.icmp_signed("==", n_rows, whole(1))
+            with builder.if_else(alone) as (of_one, of_more):
+                with of_one:
+                    low, high = (memory.load(builder.add(b, whole(n)), width) for n in (0, width))
+                    with cgutils.for_range(builder, count, intp=I64) as each:
+                        factor = memory.load(builder.add(a, each.index))
+                        row(each.index, (fused(factor, low, zeros), fused(factor, high, zeros)))
+                with of_more, cgutils.for_range(builder, count, intp=I64) as each:
+                    a_at = builder.add(a, each.index)
+                    rows = Loop(builder, n_rows, [a_at, b, zeros.value, zeros.value], 1, "rows")
+                    a_now, b_now, *sums = rows.values
+                    factor = memory.load(a_now)
+                    new = [
+                        fused(
+                            factor,
+                            memory.load(builder.add(b_now, whole(n)), width),
+                            Number(builder, so_far),
+                        ).value
+                        for n, so_far in zip((0, width), sums, strict=True)
+                    ]
+                    after = [builder.add(a_now, a_step), builder.add(b_now, whole(pitch)), *new]
+                    _a, _b, *sums = rows.close(after, whole(1))
+                    row(each.index, (Number(builder, sums[0]), Number(builder, sums[1])))
+
+        _each_kind(builder, args[0], loop)
+        return context.get_dummy_value()
+
+    numbers = [types.int64] * 4
+    return types.void(
+        types.int64, p, m, v, arena, *numbers, scalars, types.int64, types.int64
+    ), codegen

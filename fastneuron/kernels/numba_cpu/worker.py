@@ -18,6 +18,7 @@ from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_block,
+    few_rows_backward,
     gate_output,
     layer_backward,
     layer_forward,
@@ -28,6 +29,7 @@ from fastneuron.kernels.numba_cpu.sums import sum_of_rows
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tiles import (
+    few_rows_step,
     squared_norm,
     tile_gradient,
     tile_step,
@@ -73,8 +75,12 @@ def rows_phase(
     n_threads,
     scratch,
     noting,
+    few,
 ):
-    """Phase A of one step: draw blocks of rows until none is left, `noting` their maxima."""
+    """Phase A of one step: draw blocks of rows until none is left, `noting` their maxima.
+
+    `few` says that the deltas go back through the weights as they lie.
+    """
     width = lanes(arena)
     stride = head[at.CAPACITY] * width
     n_layers = head[at.N_LAYERS]
@@ -141,19 +147,36 @@ def rows_phase(
                 before = row(layers, index - 1)
                 code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
                 layer = row(layers, index)
-                layer_backward(
-                    arena,
-                    head,
-                    layer,
-                    np.int64(0),
-                    panels(layer[at.INPUTS], width),
-                    stride,
-                    first,
-                    n_rows,
-                    code,
-                    saved,
-                    entry(most, index - 1, 1, width),
-                )
+                end = panels(layer[at.INPUTS], width)
+                note = entry(most, index - 1, 1, width)
+                if few:
+                    few_rows_backward(
+                        arena,
+                        head,
+                        layer,
+                        np.int64(0),
+                        end,
+                        stride,
+                        first,
+                        n_rows,
+                        code,
+                        saved,
+                        note,
+                    )
+                else:
+                    layer_backward(
+                        arena,
+                        head,
+                        layer,
+                        np.int64(0),
+                        end,
+                        stride,
+                        first,
+                        n_rows,
+                        code,
+                        saved,
+                        note,
+                    )
             if stages & INPUT_DELTA:
                 # np.int64: a literal would be a signature, and a compilation, of its own.
                 code = np.int64(IDENTITY)
@@ -194,12 +217,17 @@ def step(
 ):
     """One step; returns False where the chunk ends here."""
     batch = samples.shape[0]
-    if stages & INPUT_DELTA:
+    # Of its own rows alone: what a sum's order hangs on must not hang on the steps around.
+    few = batch <= at.FEW_ROWS and not stages & INPUT_DELTA
+    refresh = stages & BACKWARD and not few and head[at.STALE]
+    if refresh or stages & INPUT_DELTA:
         # Layer 0's transposed copy is not kept up in training: make it for this step.
-        count = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
+        own = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
+        first = 0 if stages & INPUT_DELTA else own
+        end = head[at.N_TILES] if refresh else own
         while True:
-            ticket = draw(words, tid, n_threads, count)
-            if ticket >= count:
+            ticket = first + draw(words, tid, n_threads, end - first)
+            if ticket >= end:
                 break
             transpose_tile(arena, head, row(tiles, ticket))
         if not barrier(words, n_threads):
@@ -220,9 +248,13 @@ def step(
         n_threads,
         scratch,
         one_visit,
+        few,
     )
     if not barrier(words, n_threads):
         return False
+    # All have looked at it before the barrier, and will again after the next.
+    if tid == 0 and (refresh or stages & UPDATE):
+        head[at.STALE] = few
     if tid == 0 and stages & WITH_LOSS:
         loss = sum_of_rows(arena, head[at.ROW_LOSS], batch)
         losses[0] = loss
@@ -235,6 +267,9 @@ def step(
             ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
+            if few:
+                few_rows_step(arena, head, row(tiles, ticket), batch, scalars, scratch)
+                continue
             tile_step(
                 arena,
                 head,
@@ -274,7 +309,7 @@ def step(
             ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
-            tile_update(arena, head, row(tiles, ticket), scalars, clip)
+            tile_update(arena, head, row(tiles, ticket), scalars, clip, not few)
         if not barrier(words, n_threads):
             return False
         if tid == 0:
