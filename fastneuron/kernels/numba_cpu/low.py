@@ -1,8 +1,8 @@
 """Products of few rows, as vector IR: several panels side by side, and the weights as they lie.
 
 A tile of one row has two chains of sums, and a fused multiply-add waits four cycles for the one
-before it: one row alone would run at a quarter of the speed. `low_product` gives every core eight
-chains by taking 4, 2 or 1 panels at once; each sum keeps the order, and the bits, that it has in
+before it: one row alone would run at a quarter of the speed. `low_product` gives a core eight
+chains or more by taking 4 or 2 panels at once; each sum keeps its order, and the bits it has in
 `product`. `low_back` is the data gradient from the weights themselves: the transposed copy that
 tall tiles need costs one row more memory traffic than everything else.
 """
@@ -17,13 +17,15 @@ from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.emit import Memory, Number, below
 from fastneuron.kernels.numba_cpu.panels import FAR, Loop, Panel
-from fastneuron.kernels.numba_cpu.target import ir_lanes
+from fastneuron.kernels.numba_cpu.target import VECTOR_BYTES, ir_lanes
 from fastneuron.kernels.numba_cpu.tile import NOTHING_AHEAD, Places, Tile
 from fastneuron.kernels.numba_cpu.transpose import lane_sums
 
-#: Rows that tall and middling tiles multiply by themselves; those left over go several panels at a
-#: time, of which the last number is the most.
-WHOLE_ROWS, GROUP = 4, 4
+#: Panels that are computed side by side, at most: two vectors each, they fill both multipliers of a
+#: core through the four cycles that each multiply-add takes.
+GROUP = 4
+#: Rows that `low_back` takes at most: the sums of one register must be of whole inputs.
+BACK_ROWS = 4 if VECTOR_BYTES >= 32 else 2
 
 
 @intrinsic(prefer_literal=True)
@@ -148,7 +150,7 @@ def low_back(
     Parameters
     ----------
     n_rows : literal int
-        1: L inputs. 2: L/2 inputs, of two rows. The order of a sum is the same.
+        1: L inputs. 2 or `BACK_ROWS`: L/2, L/4 inputs. The order of a sum is the same.
     delta, w : int64
         Places of dL/dz, and of the first input's weights.
     delta_panel, w_panel : int64

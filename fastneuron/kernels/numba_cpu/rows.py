@@ -12,7 +12,7 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
-from fastneuron.kernels.numba_cpu.low import GROUP, WHOLE_ROWS, low_back, low_product
+from fastneuron.kernels.numba_cpu.low import BACK_ROWS, GROUP, low_back, low_product
 from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.panels import note_run
 from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row, softmax_group
@@ -33,11 +33,11 @@ from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
 def chunk_depth(arena, depth, n_rows):
     """Length of the partial sums of one pass: chunks of about equal length, in whole panels.
 
-    So few rows that no panel is read twice take it whole.
+    Rows that go through in one pass take all of it: no panel is read twice.
     """
     width = lanes(arena)
     most = at.CHUNK_BYTES // arena.itemsize
-    chunks = 1 if n_rows < WHOLE_ROWS else (depth + most - 1) // most
+    chunks = 1 if n_rows in (1, 2, 4) else (depth + most - 1) // most
     return ((depth + chunks - 1) // chunks + width - 1) // width * width
 
 
@@ -78,7 +78,7 @@ def panels_product(
     elements a panel.
     """
     width = lanes(arena)
-    tall = n_rows - n_rows % WHOLE_ROWS if count > 1 else n_rows
+    tall = n_rows - n_rows % TALL if count > 1 else n_rows
     if tall > 0:
         for i in range(count):
             product(
@@ -98,6 +98,28 @@ def panels_product(
                 most,
                 (ahead_step, b + (i + 1) * b_panel, 0, 0, 0),
             )
+    if n_rows - tall >= 4:
+        skip = tall * width
+        for i in range(0, count, 2):
+            low_product(
+                4,
+                2,
+                epilogue,
+                arena,
+                out + skip + i * stride,
+                stride,
+                start + tall * start_step + i * start_panel,
+                start_step,
+                start_panel,
+                a + skip,
+                stride,
+                b + i * b_panel,
+                b_panel,
+                depth,
+                extra + skip + i * stride,
+                most,
+            )
+        tall += 4
     if n_rows - tall >= 2:
         skip = tall * width
         for i in range(0, count, 2):
@@ -334,6 +356,21 @@ def few_rows_backward(
         while half < min(width, left):
             w = weight + (p * width + half) * width
             r = 0
+            while r + BACK_ROWS <= n_rows:
+                for i in range(half, half + block, block // BACK_ROWS):
+                    low_back(
+                        BACK_ROWS,
+                        arena,
+                        target + r * width + i,
+                        delta + r * width,
+                        stride,
+                        weight + (p * width + i) * width,
+                        inputs * width,
+                        left - i,
+                        outputs,
+                        block * width if far and r == 0 else 0,
+                    )
+                r += BACK_ROWS
             while r + 2 <= n_rows:
                 for i in range(half, half + block, block // 2):
                     low_back(

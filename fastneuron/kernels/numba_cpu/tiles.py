@@ -196,6 +196,8 @@ def few_rows_step(arena, head, tile, batch, scalars, scratch):
     width = lanes(arena)
     position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
     size, decays, a, a_step = tile[at.TILE_INPUTS] * width, np.int64(1), tile[at.TILE_A], width
+    n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
+    ahead = width * width if n_parameters * arena.itemsize > at.FAR_PARAMETERS else 0
     while True:
         update_by_rows(
             head[at.UPDATE],
@@ -210,6 +212,7 @@ def few_rows_step(arena, head, tile, batch, scalars, scratch):
             scalars,
             decays,
             tile[at.TILE_OUTPUTS],
+            ahead,
         )
         if bias < 0 or position == bias:
             break

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastneuron.kernels.numba_cpu.emit import I64, Memory, Number, splat, whole
-from fastneuron.kernels.numba_cpu.panels import Loop
+from fastneuron.kernels.numba_cpu.panels import LINE, Loop, Panel
 from fastneuron.kernels.numba_cpu.target import ir_lanes
 from fastneuron.optimizers import (
     BETA1,
@@ -32,6 +32,9 @@ from fastneuron.optimizers import (
     Adam,
     RMSprop,
 )
+
+#: Rows of deltas that fit in registers beside the constants of an update.
+HELD_ROWS = 4
 
 PLAIN = SGD().kind
 MOMENTUM = SGD(momentum=0.5).kind
@@ -222,11 +225,13 @@ def update_by_rows(
     scalars: Any,
     decays: Any,
     columns: Any,
+    ahead: Any,
 ) -> Any:
     """Like `update`, of gradients that are computed on the way and never stored.
 
     Row k of the parameters has the gradient ``sum_r arena[a + r*a_step + k] * B[r, :]``, B panel
-    rows at `b`: the sums of a BATCH `product` that starts from zeros, to the bit.
+    rows at `b`: the sums of a BATCH `product` that starts from zeros, to the bit. `ahead` is how
+    many elements further on parameters and moments are asked for, or 0.
     """
     pitch = ir_lanes(p.dtype)
     width = pitch // 2
@@ -241,17 +246,23 @@ def update_by_rows(
         one = ir.Constant(ir.DoubleType(), 1.0)
         step = _Step(table, width, p.dtype == types.float32, one, decaying)
         wide = builder.icmp_signed(">", args[11], whole(width))
+        far = builder.icmp_signed("!=", args[12], whole(0))
         count = builder.udiv(runs[0].size, whole(pitch))
         zeros = Number(builder, ir.Constant(ir.VectorType(memory.real, width), [0.0] * width))
 
-        def fused(factor: Any, row: Number, sum_so_far: Number) -> Number:
-            return splat(builder, factor.value, width).call("fma", row, sum_so_far)
+        def ask_ahead(run: Memory, at: Any) -> None:
+            panel = Panel(builder, run.base, p.dtype, pitch, pitch)
+            for line in range(0, pitch, LINE // run.itemsize):
+                panel.fetch(builder.add(builder.add(at, args[12]), whole(line)), to_write=1)
 
         def loop(make: Callable[[_Step], _Formula], moments: int) -> None:
             formula, used = make(step), [runs[0], *runs[1 : 1 + moments]]
 
-            def row(k: Any, slopes: tuple[Number, Number]) -> None:
+            def row(k: Any, slopes: list[Number]) -> None:
                 at = builder.mul(k, whole(pitch))
+                with builder.if_then(far):
+                    for run in used:
+                        ask_ahead(run, at)
 
                 def half(place: Any, slope: Number) -> None:
                     old_p, *old = [run.load(place, width) for run in used]
@@ -263,34 +274,60 @@ def update_by_rows(
                 with builder.if_then(wide):
                     half(builder.add(at, whole(width)), slopes[1])
 
-            alone = builder.icmp_signed("==", n_rows, whole(1))
-            with builder.if_else(alone) as (of_one, of_more):
-                with of_one:
-                    low, high = (memory.load(builder.add(b, whole(n)), width) for n in (0, width))
-                    with cgutils.for_range(builder, count, intp=I64) as each:
-                        factor = memory.load(builder.add(a, each.index))
-                        row(each.index, (fused(factor, low, zeros), fused(factor, high, zeros)))
-                with of_more, cgutils.for_range(builder, count, intp=I64) as each:
-                    a_at = builder.add(a, each.index)
-                    rows = Loop(builder, n_rows, [a_at, b, zeros.value, zeros.value], 1, "rows")
-                    a_now, b_now, *sums = rows.values
-                    factor = memory.load(a_now)
-                    new = [
-                        fused(
-                            factor,
-                            memory.load(builder.add(b_now, whole(n)), width),
-                            Number(builder, so_far),
-                        ).value
-                        for n, so_far in zip((0, width), sums, strict=True)
+            def slopes(factors: list[Number], rows: list[tuple[Any, Any]]) -> Any:
+                sums = [zeros, zeros]
+                for factor, halves in zip(factors, rows, strict=True):
+                    x = splat(builder, factor.value, width)
+                    sums = [
+                        x.call("fma", d, so_far) for d, so_far in zip(halves, sums, strict=True)
                     ]
-                    after = [builder.add(a_now, a_step), builder.add(b_now, whole(pitch)), *new]
-                    _a, _b, *sums = rows.close(after, whole(1))
-                    row(each.index, (Number(builder, sums[0]), Number(builder, sums[1])))
+                return sums
+
+            def held(count_of_rows: int) -> None:
+                """Deltas stay in registers."""
+                rows = [
+                    tuple(
+                        memory.load(builder.add(b, whole(r * pitch + half)), width)
+                        for half in (0, width)
+                    )
+                    for r in range(count_of_rows)
+                ]
+                starts = [builder.add(a, builder.mul(a_step, whole(r))) for r in range(len(rows))]
+                with cgutils.for_range(builder, count, intp=I64) as each:
+                    factors = [memory.load(builder.add(start, each.index)) for start in starts]
+                    row(each.index, slopes(factors, rows))
+
+            done = builder.append_basic_block("rows.done")
+            more = builder.append_basic_block("rows.more")
+            switch = builder.switch(n_rows, more)
+            for count_of_rows in range(1, HELD_ROWS + 1):
+                block = builder.append_basic_block(f"rows{count_of_rows}")
+                switch.add_case(whole(count_of_rows), block)
+                builder.position_at_end(block)
+                held(count_of_rows)
+                builder.branch(done)
+            builder.position_at_end(more)
+            with cgutils.for_range(builder, count, intp=I64) as each:
+                a_at = builder.add(a, each.index)
+                rows = Loop(builder, n_rows, [a_at, b, zeros.value, zeros.value], 1, "rows")
+                a_now, b_now, *sums = rows.values
+                x = splat(builder, memory.load(a_now).value, width)
+                new = [
+                    x.call(
+                        "fma",
+                        memory.load(builder.add(b_now, whole(half)), width),
+                        Number(builder, so_far),
+                    ).value
+                    for half, so_far in zip((0, width), sums, strict=True)
+                ]
+                after = [builder.add(a_now, a_step), builder.add(b_now, whole(pitch)), *new]
+                _a, _b, *sums = rows.close(after, whole(1))
+                row(each.index, [Number(builder, total) for total in sums])
+            builder.branch(done)
+            builder.position_at_end(done)
 
         _each_kind(builder, args[0], loop)
         return context.get_dummy_value()
 
     numbers = [types.int64] * 4
-    return types.void(
-        types.int64, p, m, v, arena, *numbers, scalars, types.int64, types.int64
-    ), codegen
+    return types.void(types.int64, p, m, v, arena, *numbers, scalars, *[types.int64] * 3), codegen

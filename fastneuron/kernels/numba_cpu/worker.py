@@ -217,8 +217,8 @@ def step(
 ):
     """One step; returns False where the chunk ends here."""
     batch = samples.shape[0]
-    # Of its own rows alone: what a sum's order hangs on must not hang on the steps around.
-    few = batch <= at.FEW_ROWS and not stages & INPUT_DELTA
+    # Of shapes alone: the order of its sums must not hang on the steps around it.
+    few = batch <= head[at.FEW] and not stages & INPUT_DELTA
     refresh = stages & BACKWARD and not few and head[at.STALE]
     if refresh or stages & INPUT_DELTA:
         # Layer 0's transposed copy is not kept up in training: make it for this step.
