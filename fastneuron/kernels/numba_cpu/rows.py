@@ -12,183 +12,22 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
-from fastneuron.kernels.numba_cpu.low import BACK_ROWS, GROUP, low_back, low_product
 from fastneuron.kernels.numba_cpu.moves import gather
 from fastneuron.kernels.numba_cpu.panels import note_run
+from fastneuron.kernels.numba_cpu.products import (
+    chunk_depth,
+    fetch_step,
+    group_of,
+    panels_product,
+)
 from fastneuron.kernels.numba_cpu.softmax import cross_entropy_row, softmax_group
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tile import (
     PLAIN,
     RELU_GATE,
     RELU_OUTPUT,
-    ROWS,
-    TALL,
-    UNROLL,
-    product,
 )
 from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
-
-
-@inner
-def chunk_depth(arena, depth, n_rows):
-    """Length of the partial sums of one pass: chunks of about equal length, in whole panels.
-
-    Rows that go through in one pass take all of it: no panel is read twice.
-    """
-    width = lanes(arena)
-    most = at.CHUNK_BYTES // arena.itemsize
-    chunks = 1 if n_rows in (1, 2, 4) else (depth + most - 1) // most
-    return ((depth + chunks - 1) // chunks + width - 1) // width * width
-
-
-@inner
-def fetch_step(arena, inputs, outputs, n_rows):
-    """Elements that a product asks for of the next weight panel, each few steps of k.
-
-    Once through a block of rows it has then asked for all of it. 0 for layers that stay in cache.
-    """
-    if inputs * outputs * arena.itemsize < at.FAR_WEIGHTS:
-        return 0
-    return TALL * UNROLL * lanes(arena) // n_rows
-
-
-@inner
-def panels_product(
-    arena,
-    count,
-    columns,
-    epilogue,
-    out,
-    stride,
-    start,
-    start_step,
-    start_panel,
-    a,
-    b,
-    b_panel,
-    depth,
-    n_rows,
-    extra,
-    most,
-    ahead_step,
-):
-    """Compute `product` of 1, 2 or 4 neighbouring panels, of which `columns` columns count.
-
-    `start`, b and the places at `out` and `extra` go on `start_panel`, `b_panel` and `stride`
-    elements a panel.
-    """
-    width = lanes(arena)
-    tall = n_rows - n_rows % TALL if count > 1 else n_rows
-    if tall > 0:
-        for i in range(count):
-            product(
-                ROWS,
-                columns - i * width,
-                epilogue,
-                arena,
-                out + i * stride,
-                start + i * start_panel,
-                start_step,
-                a,
-                stride,
-                b + i * b_panel,
-                depth,
-                tall,
-                extra + i * stride,
-                most,
-                (ahead_step, b + (i + 1) * b_panel, 0, 0, 0),
-            )
-    if n_rows - tall >= 4:
-        skip = tall * width
-        for i in range(0, count, 2):
-            low_product(
-                4,
-                2,
-                epilogue,
-                arena,
-                out + skip + i * stride,
-                stride,
-                start + tall * start_step + i * start_panel,
-                start_step,
-                start_panel,
-                a + skip,
-                stride,
-                b + i * b_panel,
-                b_panel,
-                depth,
-                extra + skip + i * stride,
-                most,
-            )
-        tall += 4
-    if n_rows - tall >= 2:
-        skip = tall * width
-        for i in range(0, count, 2):
-            low_product(
-                2,
-                2,
-                epilogue,
-                arena,
-                out + skip + i * stride,
-                stride,
-                start + tall * start_step + i * start_panel,
-                start_step,
-                start_panel,
-                a + skip,
-                stride,
-                b + i * b_panel,
-                b_panel,
-                depth,
-                extra + skip + i * stride,
-                most,
-            )
-        tall += 2
-    if tall < n_rows:
-        skip = tall * width
-        out, extra, a, start = out + skip, extra + skip, a + skip, start + tall * start_step
-        if count == GROUP:
-            low_product(
-                1,
-                4,
-                epilogue,
-                arena,
-                out,
-                stride,
-                start,
-                start_step,
-                start_panel,
-                a,
-                stride,
-                b,
-                b_panel,
-                depth,
-                extra,
-                most,
-            )
-        else:
-            low_product(
-                1,
-                2,
-                epilogue,
-                arena,
-                out,
-                stride,
-                start,
-                start_step,
-                start_panel,
-                a,
-                stride,
-                b,
-                b_panel,
-                depth,
-                extra,
-                most,
-            )
-
-
-@inner
-def group_of(left):
-    """Panels, of those left, that are computed side by side."""
-    return GROUP if left >= GROUP else 2 if left >= 2 else 1
 
 
 @inner
@@ -328,82 +167,6 @@ def layer_backward(
                     if most >= 0:
                         note_run(arena, most, target, size)
         k += depth
-
-
-@inner
-def few_rows_backward(
-    arena, head, layer, first_panel, end_panel, stride, first, n_rows, code, saved, most
-):
-    """Do what `layer_backward` does, for few rows, from the weights themselves.
-
-    A sum goes over every L-th output, and then over the L lanes of a register.
-    """
-    width = lanes(arena)
-    inputs, outputs = layer[at.INPUTS], layer[at.OUTPUTS]
-    offset, size = first * width, n_rows * width
-    delta = layer[at.OUT_DELTA] + offset
-    weight = head[at.PARAMETERS] + layer[at.WEIGHT]
-    far = inputs * outputs * arena.itemsize >= at.FAR_WEIGHTS
-    block = width // 2
-    for p in range(first_panel, end_panel):
-        here = p * stride + offset
-        target = layer[at.IN_DELTA] + here
-        left = inputs - p * width
-        if left <= block:  # the other half of the last panel is not visited below
-            for r in range(n_rows):
-                fill(run(arena, target + r * width + block, block), arena.dtype.type(0.0))
-        half = 0
-        while half < min(width, left):
-            w = weight + (p * width + half) * width
-            r = 0
-            while r + BACK_ROWS <= n_rows:
-                for i in range(half, half + block, block // BACK_ROWS):
-                    low_back(
-                        BACK_ROWS,
-                        arena,
-                        target + r * width + i,
-                        delta + r * width,
-                        stride,
-                        weight + (p * width + i) * width,
-                        inputs * width,
-                        left - i,
-                        outputs,
-                        block * width if far and r == 0 else 0,
-                    )
-                r += BACK_ROWS
-            while r + 2 <= n_rows:
-                for i in range(half, half + block, block // 2):
-                    low_back(
-                        2,
-                        arena,
-                        target + r * width + i,
-                        delta + r * width,
-                        stride,
-                        weight + (p * width + i) * width,
-                        inputs * width,
-                        left - i,
-                        outputs,
-                        block * width if far and r == 0 else 0,
-                    )
-                r += 2
-            if r < n_rows:
-                low_back(
-                    1,
-                    arena,
-                    target + r * width + half,
-                    delta + r * width,
-                    stride,
-                    w,
-                    inputs * width,
-                    left - half,
-                    outputs,
-                    block * width if far and r == 0 else 0,
-                )
-            half += block
-        if code != IDENTITY:
-            gate(code, run(arena, target, size), run(arena, saved + here, size))
-        if most >= 0:
-            note_run(arena, most, target, size)
 
 
 @inner

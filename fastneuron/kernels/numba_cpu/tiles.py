@@ -16,7 +16,7 @@ from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tile import AHEAD, BATCH, NOTHING_AHEAD, PLAIN, UNROLL, product
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import PLAIN as SGD_UPDATE
-from fastneuron.kernels.numba_cpu.updates import update, update_by_rows
+from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import distance, run
 
 
@@ -188,37 +188,6 @@ def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, ticket, fir
     ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
     gradient(arena, head, tile, batch, scratch, bias_out, ahead)
     apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, True)
-
-
-@inner
-def few_rows_step(arena, head, tile, batch, scalars, scratch):
-    """Gradient and update of one tile, of few rows: no gradient is stored, no copy refreshed."""
-    width = lanes(arena)
-    position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
-    size, decays, a, a_step = tile[at.TILE_INPUTS] * width, np.int64(1), tile[at.TILE_A], width
-    n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
-    ahead = width * width if n_parameters * arena.itemsize > at.FAR_PARAMETERS else 0
-    while True:
-        update_by_rows(
-            head[at.UPDATE],
-            run(arena, head[at.PARAMETERS] + position, size),
-            run(arena, head[at.MOMENT_1] + position, size),
-            run(arena, head[at.MOMENT_2] + position, size),
-            arena,
-            a,
-            a_step,
-            tile[at.TILE_B],
-            batch,
-            scalars,
-            decays,
-            tile[at.TILE_OUTPUTS],
-            ahead,
-        )
-        if bias < 0 or position == bias:
-            break
-        # The input of a bias is 1 in every row.
-        arena[scratch] = 1.0
-        size, position, decays, a, a_step = width, bias, head[at.DECAY_BIAS], scratch, 0
 
 
 @inner

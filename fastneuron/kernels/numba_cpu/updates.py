@@ -274,7 +274,7 @@ def update_by_rows(
                 with builder.if_then(wide):
                     half(builder.add(at, whole(width)), slopes[1])
 
-            def slopes(factors: list[Number], rows: list[tuple[Any, Any]]) -> Any:
+            def slopes(factors: list[Number], rows: list[list[Number]]) -> list[Number]:
                 sums = [zeros, zeros]
                 for factor, halves in zip(factors, rows, strict=True):
                     x = splat(builder, factor.value, width)
@@ -286,10 +286,10 @@ def update_by_rows(
             def held(count_of_rows: int) -> None:
                 """Deltas stay in registers."""
                 rows = [
-                    tuple(
+                    [
                         memory.load(builder.add(b, whole(r * pitch + half)), width)
                         for half in (0, width)
-                    )
+                    ]
                     for r in range(count_of_rows)
                 ]
                 starts = [builder.add(a, builder.mul(a_step, whole(r))) for r in range(len(rows))]

@@ -13,12 +13,12 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.numba_cpu.bounds import certainly_finite, forget_maxima, maxima_of
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
+from fastneuron.kernels.numba_cpu.few import few_rows_backward, few_rows_step
 from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_block,
-    few_rows_backward,
     gate_output,
     layer_backward,
     layer_forward,
@@ -29,7 +29,6 @@ from fastneuron.kernels.numba_cpu.sums import sum_of_rows
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tiles import (
-    few_rows_step,
     squared_norm,
     tile_gradient,
     tile_step,
@@ -143,12 +142,16 @@ def rows_phase(
                 scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
         if stages & BACKWARD:
             gate_output(arena, last, stride, first, n_rows, entry(most, n_layers - 1, 1, width))
-            for index in range(n_layers - 1, 0, -1):
-                before = row(layers, index - 1)
-                code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
+            final = 0 if stages & INPUT_DELTA else 1
+            for index in range(n_layers - 1, final - 1, -1):
+                # np.int64: a literal would be a signature, and a compilation, of its own.
+                code, saved, note = np.int64(IDENTITY), np.int64(0), np.int64(-1)
+                if index > 0:
+                    before = row(layers, index - 1)
+                    code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
+                    note = entry(most, index - 1, 1, width)
                 layer = row(layers, index)
                 end = panels(layer[at.INPUTS], width)
-                note = entry(most, index - 1, 1, width)
                 if few:
                     few_rows_backward(
                         arena,
@@ -177,15 +180,6 @@ def rows_phase(
                         saved,
                         note,
                     )
-            if stages & INPUT_DELTA:
-                # np.int64: a literal would be a signature, and a compilation, of its own.
-                code = np.int64(IDENTITY)
-                none = np.int64(-1)
-                layer = row(layers, 0)
-                end = panels(layer[at.INPUTS], width)
-                layer_backward(
-                    arena, head, layer, np.int64(0), end, stride, first, n_rows, code, code, none
-                )
 
 
 @inner
@@ -218,9 +212,9 @@ def step(
     """One step; returns False where the chunk ends here."""
     batch = samples.shape[0]
     # Of shapes alone: the order of its sums must not hang on the steps around it.
-    few = batch <= head[at.FEW] and not stages & INPUT_DELTA
+    few = batch <= head[at.FEW]
     refresh = stages & BACKWARD and not few and head[at.STALE]
-    if refresh or stages & INPUT_DELTA:
+    if refresh or (stages & INPUT_DELTA and not few):
         # Layer 0's transposed copy is not kept up in training: make it for this step.
         own = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
         first = 0 if stages & INPUT_DELTA else own
