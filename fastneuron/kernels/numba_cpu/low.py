@@ -120,7 +120,6 @@ def low_product(
                     saved,
                     most,
                     nothing,
-                    nothing,
                 ),
             )
         return context.get_dummy_value()
