@@ -89,6 +89,26 @@ FEW_ROWS = ((0, 4), (1 << 20, 8), (1 << 24, 24))
 TILE_ROWS = 8
 
 
+#: Rows a thread up to which phase A may deal out columns.
+COLUMNS_ROWS = 32
+
+
+def goes_by_columns(
+    layers: NDArray[np.int64], n_parameters: int, rows: int, n_threads: int
+) -> bool:
+    """Return whether a team deals out a layer's columns in phase A, rather than the rows.
+
+    By rows every thread reads all weights, of which the others updated their share; by columns all
+    activations and deltas, of which the others computed theirs: what is less goes to and fro.
+    """
+    if n_threads == 1 or rows > COLUMNS_ROWS * n_threads:
+        return False
+    columns = 0
+    for index in range(layers.shape[0]):
+        columns += layers[index, INPUTS] + layers[index, OUTPUTS]
+    return bool(rows * columns < n_parameters)
+
+
 def scratch_size(lanes: int) -> int:
     """Elements of one thread's own scratch: a square tile and four panel rows."""
     return lanes * lanes + 4 * lanes

@@ -11,19 +11,13 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.contract import Status
-from fastneuron.kernels.numba_cpu.bounds import certainly_finite, forget_maxima, maxima_of
-from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
-from fastneuron.kernels.numba_cpu.few import few_rows_backward, few_rows_step
+from fastneuron.kernels.numba_cpu.bounds import certainly_finite
+from fastneuron.kernels.numba_cpu.few import few_rows_step
 from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
-from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
+from fastneuron.kernels.numba_cpu.passes import panels, phase_a
 from fastneuron.kernels.numba_cpu.rows import (
-    cross_entropy_block,
-    gate_output,
-    layer_backward,
     layer_forward,
-    scatter_delta,
-    values_block,
 )
 from fastneuron.kernels.numba_cpu.sums import sum_of_rows
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
@@ -36,7 +30,7 @@ from fastneuron.kernels.numba_cpu.tiles import (
     transpose_tile,
 )
 from fastneuron.kernels.numba_cpu.views import copy, row, run
-from fastneuron.kernels.stages import BACKWARD, FOREIGN, FORWARD, INPUT_DELTA, STATUS, STEPS, UPDATE
+from fastneuron.kernels.stages import BACKWARD, INPUT_DELTA, STATUS, STEPS, UPDATE
 from fastneuron.kernels.stages import LOSS as WITH_LOSS
 from fastneuron.optimizers import CLIP_NORM
 
@@ -49,137 +43,6 @@ _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 FUSE_FROM = 5
 
 scratch_size = inner(at.scratch_size)
-panels = inner(at.panels)
-
-
-@inner
-def entry(most, index, kind, width):
-    """Where the largest input (kind 0) or delta (1) of a layer is noted; -1 where none is."""
-    return most + (2 * index + kind) * width if most >= 0 else most
-
-
-@glue
-def rows_phase(
-    stages,
-    arena,
-    head,
-    layers,
-    x,
-    labels,
-    targets,
-    weight,
-    samples,
-    words,
-    tid,
-    n_threads,
-    scratch,
-    noting,
-    few,
-):
-    """Phase A of one step: draw blocks of rows until none is left, `noting` their maxima.
-
-    `few` says that the deltas go back through the weights as they lie.
-    """
-    width = lanes(arena)
-    stride = head[at.CAPACITY] * width
-    n_layers = head[at.N_LAYERS]
-    batch = samples.shape[0]
-    share = (batch + n_threads - 1) // n_threads
-    block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
-    last = row(layers, n_layers - 1)
-    most = np.int64(-1)
-    if noting:
-        most = maxima_of(arena, head, tid)
-        forget_maxima(arena, head, tid)
-    blocks = (batch + block - 1) // block
-    while True:
-        ticket = draw(words, tid, n_threads, blocks)
-        if ticket >= blocks:
-            break
-        first = ticket * block
-        n_rows = min(block, batch - first)
-        offset = first * width
-        if stages & FORWARD:
-            here = layers[0, at.IN_ROWS] + offset
-            gather_rows(arena, x, run(samples, first, n_rows), n_rows, here, stride, most)
-            for index in range(n_layers):
-                layer = row(layers, index)
-                layer_forward(
-                    arena,
-                    head,
-                    layer,
-                    np.int64(0),
-                    panels(layer[at.OUTPUTS], width),
-                    layer[at.IN_ROWS] + offset,
-                    layer[at.PRE_ROWS] + offset,
-                    layer[at.OUT_ROWS] + offset,
-                    stride,
-                    n_rows,
-                    entry(most, index + 1, 0, width) if index + 1 < n_layers else -1,
-                )
-        if stages & WITH_LOSS:
-            if head[at.LOSS] == CROSS_ENTROPY:
-                cross_entropy_block(
-                    arena,
-                    head,
-                    last,
-                    stride,
-                    labels,
-                    targets,
-                    weight,
-                    samples,
-                    first,
-                    n_rows,
-                    batch,
-                    scratch,
-                )
-            else:
-                values_block(
-                    arena, head, last, stride, targets, weight, samples, first, n_rows, batch
-                )
-        if stages & FOREIGN:
-            for r in range(first, first + n_rows):
-                scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
-        if stages & BACKWARD:
-            gate_output(arena, last, stride, first, n_rows, entry(most, n_layers - 1, 1, width))
-            final = 0 if stages & INPUT_DELTA else 1
-            for index in range(n_layers - 1, final - 1, -1):
-                # np.int64: a literal would be a signature, and a compilation, of its own.
-                code, saved, note = np.int64(IDENTITY), np.int64(0), np.int64(-1)
-                if index > 0:
-                    before = row(layers, index - 1)
-                    code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
-                    note = entry(most, index - 1, 1, width)
-                layer = row(layers, index)
-                end = panels(layer[at.INPUTS], width)
-                if few:
-                    few_rows_backward(
-                        arena,
-                        head,
-                        layer,
-                        np.int64(0),
-                        end,
-                        stride,
-                        first,
-                        n_rows,
-                        code,
-                        saved,
-                        note,
-                    )
-                else:
-                    layer_backward(
-                        arena,
-                        head,
-                        layer,
-                        np.int64(0),
-                        end,
-                        stride,
-                        first,
-                        n_rows,
-                        code,
-                        saved,
-                        note,
-                    )
 
 
 @inner
@@ -227,7 +90,7 @@ def step(
         if not barrier(words, n_threads):
             return False
     one_visit = stages & UPDATE and scalars[CLIP_NORM] == 0.0 and head[at.N_TILES] >= FUSE_FROM
-    rows_phase(
+    if not phase_a(
         stages,
         arena,
         head,
@@ -243,7 +106,8 @@ def step(
         scratch,
         one_visit,
         few,
-    )
+    ):
+        return False
     if not barrier(words, n_threads):
         return False
     # All have looked at it before the barrier, and will again after the next.
