@@ -102,7 +102,7 @@ def test_panels_side_by_side_have_the_bits_of_one(n_rows: int, count: int, dtype
     width, capacity = lane_count(dtype), n_rows + 2
     rng = np.random.default_rng(n_rows)
     for depth, integers in itertools.product((1, width, 2 * width + 3), (True, False)):
-        outputs = count * width - (3 if depth > width else 0)  # the last panel is not full
+        outputs = count * width - (depth > width)  # the last panel is not full, nor half empty
 
         def draw(*shape: int, integers: bool = integers) -> Any:
             return rng.integers(-9, 10, shape) if integers else rng.standard_normal(shape)
