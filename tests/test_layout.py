@@ -131,6 +131,13 @@ def test_panels_of_rows_stand_no_power_of_two_apart(rows: int) -> None:
     assert capacity // 8 % 2 == 1
 
 
+def test_deltas_replace_only_outputs_that_nothing_reads_after_the_loss() -> None:
+    for activation in ("identity", "relu", "tanh", "gelu"):
+        table = Layout.build(network(3, 5, 4, activation=activation), LANES, 5, 1).layers
+        got = (table[:, at.OUT_DELTA] == table[:, at.OUT_ROWS]).tolist()
+        assert got == [False, activation == "identity"], activation
+
+
 def test_arena_is_aligned() -> None:
     for elements in (1, 1000):
         arena = aligned(elements, "float32")

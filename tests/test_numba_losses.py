@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -35,8 +36,8 @@ def call_softmax_row(arena, out, delta, stride, classes, label, target, dense, s
 
 
 @kernel
-def call_values_row(arena, code, out, delta, stride, target, scale):  # type: ignore[no-untyped-def]
-    return losses.values_row(arena, code, out, delta, stride, target, scale)
+def call_values_row(arena, code, out, delta, stride, target, coming, scale):  # type: ignore[no-untyped-def]
+    return losses.values_row(arena, code, out, delta, stride, target, coming, scale)
 
 
 @kernel
@@ -102,9 +103,10 @@ def test_cross_entropy_of_a_group(dtype: str, dense: bool, weighted: bool) -> No
         rows = np.full((group, lanes), np.nan, dtype)  # lanes after the last class are poison
         rows[:, :classes] = logits
         first_bits = []
-        for n_rows in range(group, 0, -1):
+        beside = 5 + lanes * lanes
+        for n_rows, delta in itertools.product(range(group, 0, -1), (beside, 3)):
             arena = np.full(lanes * lanes * 4, np.nan, dtype)
-            out, delta, scratch, at = 3, 5 + lanes * lanes, 2 * lanes * lanes + 7, 3 * lanes**2 + 99
+            out, scratch, at = 3, 2 * lanes * lanes + 7, 3 * lanes**2 + 99
             arena[out : out + n_rows * lanes] = rows[:n_rows].ravel()
             call_group(
                 arena,
@@ -135,8 +137,9 @@ def test_cross_entropy_of_a_group(dtype: str, dense: bool, weighted: bool) -> No
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in place"])
 @pytest.mark.parametrize("dense", [False, True])
-def test_cross_entropy_of_a_row(dtype: str, dense: bool) -> None:
+def test_cross_entropy_of_a_row(dtype: str, dense: bool, in_place: bool) -> None:
     lanes = lane_count(dtype)
     rng, loss, stride = np.random.default_rng(1), LOSSES["cross_entropy"], 2 * lanes + 5
     for classes in (1, 2, lanes // 2, lanes // 2 + 1, lanes, lanes + 1, 3 * lanes - 1):
@@ -147,7 +150,8 @@ def test_cross_entropy_of_a_row(dtype: str, dense: bool) -> None:
         arena = np.full(16 * stride, np.nan, dtype)
         row = in_panels(logits, lanes, stride)
         arena[3 : 3 + row.size] = row
-        before, delta, scale = arena.copy(), 8 * stride, np.dtype(dtype).type(0.3)
+        before, scale = arena.copy(), np.dtype(dtype).type(0.3)
+        delta = 3 if in_place else 8 * stride
         got = call_softmax_row(arena, 3, delta, stride, classes, label, target, dense, scale)
         y = target[None].astype(np.float64) if dense else np.array([label])
         wide = logits[None].astype(np.float64)
@@ -158,13 +162,15 @@ def test_cross_entropy_of_a_row(dtype: str, dense: bool) -> None:
         np.testing.assert_allclose(got_delta[:classes], want, **close)
         assert (got_delta[classes:] == 0).all()
         for p in range(-(-classes // lanes)):
-            arena[delta + p * stride : delta + p * stride + lanes] = np.nan
+            for each in (arena, before):
+                each[delta + p * stride : delta + p * stride + lanes] = np.nan
         np.testing.assert_array_equal(arena, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("in_place", [False, True], ids=["apart", "in place"])
 @pytest.mark.parametrize("name", VALUES)
-def test_other_losses_of_a_row(dtype: str, name: str) -> None:
+def test_other_losses_of_a_row(dtype: str, name: str, in_place: bool) -> None:
     lanes = lane_count(dtype)
     rng, loss, stride = np.random.default_rng(2), LOSSES[name], 2 * lanes + 5
     for outputs in (1, 2, lanes // 2, lanes // 2 + 1, lanes, lanes + 1, 3 * lanes - 1):
@@ -174,8 +180,9 @@ def test_other_losses_of_a_row(dtype: str, name: str) -> None:
         arena = np.full(16 * stride, np.nan, dtype)
         row = in_panels(o, lanes, stride)
         arena[3 : 3 + row.size] = row
-        before, delta, scale = arena.copy(), 8 * stride, np.dtype(dtype).type(0.3)
-        got = call_values_row(arena, loss.code, 3, delta, stride, y, scale)
+        before, scale = arena.copy(), np.dtype(dtype).type(0.3)
+        delta = 3 if in_place else 8 * stride
+        got = call_values_row(arena, loss.code, 3, delta, stride, y, y[:1], scale)
         wide, wanted = o[None].astype(np.float64), y[None].astype(np.float64)
         close = {"rtol": FLOOR[dtype], "atol": FLOOR[dtype], "err_msg": f"{outputs} outputs"}
         np.testing.assert_allclose(got, float(scale) * loss.rows(wide, wanted)[0], **close)
@@ -184,7 +191,8 @@ def test_other_losses_of_a_row(dtype: str, name: str) -> None:
         np.testing.assert_allclose(got_delta[:outputs], want, **close)
         assert (got_delta[outputs:] == 0).all()
         for p in range(-(-outputs // lanes)):
-            arena[delta + p * stride : delta + p * stride + lanes] = np.nan
+            for each in (arena, before):
+                each[delta + p * stride : delta + p * stride + lanes] = np.nan
         np.testing.assert_array_equal(arena, before)
 
 

@@ -32,7 +32,7 @@ IN_ROWS = 8  # the layer's input activations
 PRE_ROWS = 9  # where its forward tile writes z
 OUT_ROWS = 10  # its output activations; the same place as z where f' needs only a
 SAVED_ROWS = 11  # what f' is computed from
-OUT_DELTA = 12  # dL/d(output), turned into dL/dz in place
+OUT_DELTA = 12  # dL/d(output), turned into dL/dz in place; where nothing reads them, the outputs'
 IN_DELTA = 13  # dL/d(input)
 FIRST_TILE = 14  # number of the layer's first weight tile
 INFER_IN, INFER_OUT = 15, 16  # the two places that inference goes to and fro between
@@ -217,13 +217,15 @@ class Layout:
         infer_rows = odd_tiles(INFER_BLOCK * n_threads)
         widest = max(panels(size, lanes) for size in sizes) * infer_rows * lanes
         ping, pong = place(widest), place(widest)
-        for row, layer in zip(table, spec.layers, strict=True):
+        for index, (row, layer) in enumerate(zip(table, spec.layers, strict=True), 1):
             row[IN_ROWS], row[IN_DELTA] = activations, deltas
             activations = row[OUT_ROWS] = rows(row[OUTPUTS])
             saves_z = ACTIVATIONS[layer.activation].saves == "z"
             row[PRE_ROWS] = rows(row[OUTPUTS]) if saves_z else activations
             row[SAVED_ROWS] = row[PRE_ROWS]  # a replaces z in place where f' needs only a
-            deltas = row[OUT_DELTA] = rows(row[OUTPUTS])
+            # Where nothing but the loss reads the last outputs, its deltas replace them in cache.
+            read_once = index == len(table) and layer.activation == "identity"
+            deltas = row[OUT_DELTA] = activations if read_once else rows(row[OUTPUTS])
             row[INFER_IN], row[INFER_OUT] = ping, pong
             ping, pong = pong, ping
 

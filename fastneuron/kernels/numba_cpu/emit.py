@@ -256,6 +256,17 @@ class Memory:
         align = ir.Constant(ir.IntType(32), self.itemsize)
         return Number(self.builder, self.builder.call(entry, [place, align, mask, zeros]))
 
+    def fetch(self, offset: Any) -> None:
+        """Ask for the cache line of an element, to be read soon."""
+        i32 = ir.IntType(32)
+        place = self.builder.bitcast(self._place(offset, 0), ir.IntType(8).as_pointer())
+        entry = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [place.type, i32, i32, i32]),
+            "llvm.prefetch.p0",
+        )
+        self.builder.call(entry, [place, *(ir.Constant(i32, n) for n in (0, 3, 1))])
+
     def store(self, number: Any, offset: Any) -> None:
         """Write a number, or vector, from `offset` on."""
         self.builder.store(number.value, self._place(offset, number.lanes), align=self.itemsize)

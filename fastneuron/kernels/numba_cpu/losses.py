@@ -90,30 +90,6 @@ _FORMULAS: dict[int, Callable[[Number, Number], tuple[Number, Number]]] = {
 }
 
 
-def _of_code(builder: Any, code: Any, o: Number, y: Number) -> list[Number]:
-    """Return dl/do and l of the loss with this code."""
-    done = builder.append_basic_block("loss.done")
-    unknown = builder.append_basic_block("loss.unknown")
-    switch = builder.switch(code, unknown)
-    found = []
-    for each, formula in _FORMULAS.items():
-        block = builder.append_basic_block(f"loss.code{each}")
-        switch.add_case(whole(each), block)
-        builder.position_at_end(block)
-        found.append((formula(o, y), builder.block))
-        builder.branch(done)
-    builder.position_at_end(unknown)
-    builder.unreachable()
-    builder.position_at_end(done)
-    results = []
-    for i in range(2):
-        phi = builder.phi(o.type)
-        for numbers, block in found:
-            phi.add_incoming(numbers[i].value, block)
-        results.append(Number(builder, phi))
-    return results
-
-
 @intrinsic
 def values_row(
     typingctx: Any,
@@ -123,13 +99,15 @@ def values_row(
     delta: Any,
     stride: Any,
     target: Any,
+    coming: Any,
     scale: Any,
 ) -> Any:
     """Any loss of one row but cross-entropy, a mean over its outputs; returns scale * loss.
 
     The outputs stand in panels from `out` on; scale * dL/d(output) is written to those at `delta`,
-    with zeros up to the end of the last. The sum goes over registers, and then over lanes in
-    halves: its order is that of the number of outputs.
+    which may be the same, with zeros up to the end of the last. The sum goes over registers, and
+    then over lanes in halves: its order is that of the number of outputs. `coming` is the target of
+    the row after this one: rows of a shuffled batch lie anywhere, so each is asked for a row ahead.
     """
     lanes = ir_lanes(arena.dtype) // 2
 
@@ -137,7 +115,7 @@ def values_row(
         memory = Memory(context, builder, arena, args[0])
         wanted = Memory(context, builder, signature.args[5], args[5])
         outputs = wanted.size
-        factor = Number(builder, args[6])
+        factor = Number(builder, args[7])
         factor = factor / factor.of_integer(outputs)
         factors = splat(builder, factor.value, lanes)
         zeros = factors.constant(0.0)
@@ -149,13 +127,26 @@ def values_row(
             odd = builder.and_(first, whole(lanes))
             return builder.add(builder.mul(panel, args[4]), odd)
 
-        with cgutils.for_range_slice(builder, whole(0), outputs, whole(lanes), intp=I64) as (at, _):
-            mask = below(builder, builder.sub(outputs, at), lanes)
-            place = panel_place(at)
-            o = memory.load(builder.add(args[2], place), lanes)
-            slope, loss = _of_code(builder, args[1], o, wanted.load_some(at, mask))
-            memory.store((factors * slope).where(mask, 0.0), builder.add(args[3], place))
-            total.set(total.get() + loss.where(mask, 0.0))
+        after = Memory(context, builder, coming, args[6])
+        done = builder.append_basic_block("loss.done")
+        switch = builder.switch(args[1], done)
+        for each, formula in _FORMULAS.items():
+            block = builder.append_basic_block(f"loss.code{each}")
+            switch.add_case(whole(each), block)
+            builder.position_at_end(block)
+            with cgutils.for_range_slice(builder, whole(0), outputs, whole(lanes), intp=I64) as (
+                at,
+                _,
+            ):
+                after.fetch(at)
+                mask = below(builder, builder.sub(outputs, at), lanes)
+                place = panel_place(at)
+                o = memory.load(builder.add(args[2], place), lanes)
+                slope, loss = formula(o, wanted.load_some(at, mask))
+                memory.store((factors * slope).where(mask, 0.0), builder.add(args[3], place))
+                total.set(total.get() + loss.where(mask, 0.0))
+            builder.branch(done)
+        builder.position_at_end(done)
         # Where the last panel is at most half full, its other half was not visited.
         used = builder.and_(builder.sub(outputs, whole(1)), whole(2 * lanes - 1))
         with builder.if_then(builder.icmp_signed("<", used, whole(lanes))):
@@ -165,4 +156,4 @@ def values_row(
         return (factor * total.get().tree_sum()).value
 
     integers = [types.int64] * 4
-    return arena.dtype(arena, *integers, target, arena.dtype), codegen
+    return arena.dtype(arena, *integers, target, coming, arena.dtype), codegen

@@ -223,6 +223,8 @@ def values_block(arena, head, layer, stride, targets, weight, samples, first, n_
         scale = row_scale(arena, weight, sample, share)
         out = layer[at.OUT_ROWS] + r * width
         delta = layer[at.OUT_DELTA] + r * width
+        target = row(targets, sample)
+        coming = row(targets, samples[min(r + 1, batch - 1)])
         arena[head[at.ROW_LOSS] + r] = values_row(
-            arena, head[at.LOSS], out, delta, stride, row(targets, sample), scale
+            arena, head[at.LOSS], out, delta, stride, target, coming, scale
         )

@@ -182,7 +182,8 @@ def loss_rows(code, out, labels, targets, weight, rows, dout, arena):
             target = row(targets, r) if dense else weight
             loss = cross_entropy_row(arena, 0, delta, width, outputs, label, target, dense, scale)
         else:
-            loss = values_row(arena, code, 0, delta, width, row(targets, r), scale)
+            target = row(targets, r)
+            loss = values_row(arena, code, 0, delta, width, target, target, scale)
         rows[r] = loss * arena.dtype.type(n_rows)
         copy(row(dout, r), run(arena, delta, outputs))
 

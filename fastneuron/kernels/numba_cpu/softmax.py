@@ -274,6 +274,7 @@ def cross_entropy_row(
             o, best = o.where(some(at), -math.inf), most.get()
             most.set(o.where(o > best, best))  # a NaN is left to the sums that follow
         best = splat(builder, most.get().largest_lane().value, lanes)
+        logit = memory.load(builder.add(out_at, place(chosen)))  # deltas may go where logits stand
         total, mass, mean = Variable(zeros), Variable(zeros), Variable(zeros)
         with registers(count) as (at, _):
             here = place(at)
@@ -295,7 +296,6 @@ def cross_entropy_row(
                 loss.set(factor * (whole_mass * log_total - mean.get().tree_sum()))
             with with_label:
                 share.set(factor / whole_total)
-                logit = memory.load(builder.add(out_at, place(chosen)))
                 first = Number(builder, builder.extract_element(best.value, whole(0)))
                 loss.set(factor * (log_total - (logit - first)))
         shares = splat(builder, share.get().value, lanes)
