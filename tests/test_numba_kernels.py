@@ -54,7 +54,9 @@ def call_product(  # type: ignore[no-untyped-def]
 
 @kernel
 def call_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out):  # type: ignore[no-untyped-def]
-    weight_gradient(arena, out, zeros, a, b, batch, n_rows, columns, bias_out, NOTHING_AHEAD)
+    weight_gradient(
+        arena, out, zeros, a, b, batch, n_rows, columns, bias_out, NOTHING_AHEAD, -1, -1
+    )
 
 
 @kernel

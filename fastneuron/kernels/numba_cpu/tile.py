@@ -34,6 +34,8 @@ BATCH = 1
 PLAIN = 0
 RELU_OUTPUT = 1
 RELU_GATE = 2
+#: What happens to a BATCH tile: plain, or a step of gradient descent from the parameters in memory.
+DESCENT = 3
 
 
 #: Steps of k between two loop branches.
@@ -151,10 +153,28 @@ class Tile(Panel):
         if walk == ROWS:
             self.finish(sums, p)
             return
-        for r in range(n_rows):
-            self.store(sums[r], self.builder.add(p.out, self.constant(r * self.pitch)))
+        self.finish_gradient(sums[:n_rows], p)
         if ones:
             self.store(sums[n_rows], p.extra)
+
+    def finish_gradient(self, sums: list[Any], p: Places) -> None:
+        """Store a gradient, or the parameters that it leads to."""
+        builder = self.builder
+        places = [builder.add(p.out, self.constant(r * self.pitch)) for r in range(len(sums))]
+        descends = builder.icmp_signed("==", p.epilogue, self.constant(DESCENT))
+        with builder.if_else(descends) as (descent, plain):
+            with descent:
+                rate, decay = (
+                    self.splat(builder.load(self.at(builder.add(p.most, self.constant(i)))))
+                    for i in (0, 1)
+                )
+                for value, place in zip(sums, places, strict=True):
+                    old = self.load(place)
+                    slope = builder.fadd(value, builder.fmul(decay, old))
+                    self.store(builder.fsub(old, builder.fmul(rate, slope)), place)
+            with plain:
+                for value, place in zip(sums, places, strict=True):
+                    self.store(value, place)
 
     def finish(self, sums: list[Any], p: Places) -> None:
         """Apply the epilogue to the rows, store them, and note the largest."""
@@ -292,7 +312,8 @@ def product(
         stored in the other half.
     epilogue : int64
         ROWS: e is `PLAIN`, `RELU_OUTPUT`, or `RELU_GATE`, which multiplies by ReLU's derivative at
-        the outputs saved at `extra` (laid out like `out`). BATCH: unused.
+        the outputs saved at `extra` (laid out like `out`). BATCH: `PLAIN`, or `DESCENT` for
+        ``p - rate (sum + decay p)`` with p what stands at `out`.
     arena : 1-D contiguous array
     out, start, a, b, extra : int64
         Element offsets into the arena. B is contiguous over k with P columns; `a` is A's first
@@ -310,7 +331,8 @@ def product(
         BATCH: where the sums of B go, a row whose input is always 1 (the bias gradient), or -1. It
         starts from the start, or with a `start_step` from itself.
     most : int64
-        ROWS: a panel row of maxima, see `note_run`, that the stored rows raise, or -1.
+        ROWS: a panel row of maxima, see `note_run`, that the stored rows raise, or -1. `DESCENT`:
+        where rate and decay stand.
     ahead : (step, place, place, place, place), int64
         Where memory lies that is needed after this product. While it computes, a tall tile asks for
         one cache line every `UNROLL` steps of k and goes `step` elements on. BATCH: tall tile i

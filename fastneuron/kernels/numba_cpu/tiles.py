@@ -13,43 +13,49 @@ from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.sums import squares
 from fastneuron.kernels.numba_cpu.target import lanes
-from fastneuron.kernels.numba_cpu.tile import AHEAD, BATCH, NOTHING_AHEAD, PLAIN, UNROLL, product
+from fastneuron.kernels.numba_cpu.tile import (
+    AHEAD,
+    BATCH,
+    DESCENT,
+    NOTHING_AHEAD,
+    PLAIN,
+    UNROLL,
+    product,
+)
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import PLAIN as SGD_UPDATE
 from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import distance, run
+from fastneuron.optimizers import L2, RATE
 
 
 @inner
 def weight_gradient(
-    arena,
-    out,
-    zeros,
-    a,
-    b,
-    batch,
-    n_rows,
-    columns,
-    bias_out,
-    ahead,
+    arena, out, zeros, a, b, batch, n_rows, columns, bias_out, ahead, parameters, rates
 ):
     """Compute dW of `n_rows` inputs and one panel of outputs, in chunks of the batch.
 
-    `bias_out` >= 0 asks for db of the panel too; `ahead` is as `product` takes it.
+    `bias_out` >= 0 asks for db of the panel too; `ahead` is as `product` takes it. Where
+    `parameters` >= 0, a step of gradient descent with the rate and the decay at `rates` is done to
+    the weights that stand there, instead of leaving dW at `out`.
     """
     width = lanes(arena)
     start, start_step = zeros, 0
     step = ahead[0]
+    epilogue = np.int64(PLAIN)
     r = 0
     while r == 0 or r < batch:
         depth = min(at.BATCH_CHUNK, batch - r)
         skip = r // UNROLL * step
+        target = out
+        if parameters >= 0 and r + depth == batch:
+            target, epilogue = parameters, np.int64(DESCENT)
         product(
             BATCH,
             columns,
-            PLAIN,
+            epilogue,
             arena,
-            out,
+            target,
             start,
             start_step,
             a + r * width,
@@ -58,7 +64,7 @@ def weight_gradient(
             depth,
             n_rows,
             bias_out,
-            -1,
+            rates,
             (step, ahead[1] + skip, ahead[2] + skip, ahead[3] + skip, ahead[4] + skip),
         )
         start, start_step = out, width
@@ -66,8 +72,8 @@ def weight_gradient(
 
 
 @glue
-def gradient(arena, head, tile, batch, out, bias_out, ahead):
-    """Weight gradient of one tile, and bias gradient of its panel where `bias_out` >= 0."""
+def gradient(arena, head, tile, batch, out, bias_out, ahead, parameters, rates):
+    """Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`."""
     weight_gradient(
         arena,
         out,
@@ -79,6 +85,8 @@ def gradient(arena, head, tile, batch, out, bias_out, ahead):
         tile[at.TILE_OUTPUTS],
         bias_out,
         ahead,
+        parameters,
+        rates,
     )
 
 
@@ -97,7 +105,8 @@ def tile_gradient(arena, head, tile, batch, total_at):
     width = lanes(arena)
     out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
     bias_out = head[at.GRADIENT] + tile[at.TILE_BIAS] if tile[at.TILE_BIAS] >= 0 else -1
-    gradient(arena, head, tile, batch, out, bias_out, NOTHING_AHEAD)
+    none = np.int64(-1)
+    gradient(arena, head, tile, batch, out, bias_out, NOTHING_AHEAD, none, none)
     biases = width if bias_out >= 0 else 0
     arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
 
@@ -111,15 +120,18 @@ def transpose_tile(arena, head, tile):
 
 
 @inner
-def apply(arena, head, tile, slope, bias_slope, scalars, clip, copied):
+def apply(arena, head, tile, slope, bias_slope, scalars, clip, descended, copied):
     """Update the parameters of one tile, and their transposed copy where `copied`.
 
-    The gradients stand at `slope` and `bias_slope`. Layer 0 has no use for a copy in training.
+    The gradients stand at `slope` and `bias_slope`; where `descended`, the weights are updated
+    already. Layer 0 has no use for a copy in training.
     """
     width = lanes(arena)
     position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
     size, decays = tile[at.TILE_INPUTS] * width, np.int64(1)
-    while True:
+    for part in range(1 if descended else 0, 2 if bias >= 0 else 1):
+        if part == 1:
+            size, position, slope, decays = width, bias, bias_slope, head[at.DECAY_BIAS]
         update(
             head[at.UPDATE],
             run(arena, head[at.PARAMETERS] + position, size),
@@ -131,9 +143,6 @@ def apply(arena, head, tile, slope, bias_slope, scalars, clip, copied):
             decays,
             tile[at.TILE_OUTPUTS],
         )
-        if bias < 0 or position == bias:
-            break
-        size, position, slope, decays = width, bias, bias_slope, head[at.DECAY_BIAS]
     if copied and tile[at.TILE_LAYER] > 0:
         transpose_tile(arena, head, tile)
 
@@ -141,8 +150,9 @@ def apply(arena, head, tile, slope, bias_slope, scalars, clip, copied):
 @glue
 def tile_update(arena, head, tile, scalars, clip, copied):
     """Optimizer update of one tile whose gradient stands in the gradient region."""
-    slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
-    apply(arena, head, tile, slope, head[at.GRADIENT] + tile[at.TILE_BIAS], scalars, clip, copied)
+    slope, bias_slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT], head[at.GRADIENT]
+    bias_slope += tile[at.TILE_BIAS]
+    apply(arena, head, tile, slope, bias_slope, scalars, clip, False, copied)
 
 
 @glue
@@ -181,13 +191,22 @@ def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
 
 @glue
 def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, ticket, first_tiles):
-    """Gradient and update of one tile in one visit; the gradient never leaves the cache."""
+    """Gradient and update of one tile in one visit; the gradient never leaves the cache.
+
+    For plain gradient descent it does not leave the registers.
+    """
     width = lanes(arena)
     bias_slope = scratch + width * width
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
     ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
-    gradient(arena, head, tile, batch, scratch, bias_out, ahead)
-    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, True)
+    descends = head[at.UPDATE] == SGD_UPDATE
+    parameters, rates = np.int64(-1), bias_slope + width
+    if descends:
+        parameters = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
+        arena[rates] = scalars[RATE]
+        arena[rates + 1] = scalars[L2]
+    gradient(arena, head, tile, batch, scratch, bias_out, ahead, parameters, rates)
+    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, descends, True)
 
 
 @inner
