@@ -80,7 +80,7 @@ def call_two_visits(  # type: ignore[no-untyped-def]
     kind, p, m, v, arena, g, a, b, n_rows, inputs, scalars, columns
 ):
     width = lanes(arena)
-    weight_gradient(arena, g, 0, a, b, n_rows, inputs, columns, -1, NOTHING_AHEAD)
+    weight_gradient(arena, g, 0, a, b, n_rows, inputs, columns, -1, NOTHING_AHEAD, -1, -1)
     slopes = arena[g : g + inputs * width]
     update(kind, p, slopes, m, v, scalars, 1.0, 1, columns)
 

@@ -12,6 +12,7 @@ from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
 from fastneuron.spec import Dense, NetworkSpec
 
 LANES = 8
+SLIM_OUTPUTS = (at.SLIM_PRE, at.SLIM_OUT, at.SLIM_OUT_DELTA)
 
 
 def network(*sizes: int, activation: str = "relu") -> NetworkSpec:
@@ -57,7 +58,7 @@ def test_parameters_round_trip() -> None:
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-@pytest.mark.parametrize("sizes", [(1, 1), (8, 8, 8), (3, 17, 1, 40)])
+@pytest.mark.parametrize("sizes", [(1, 1), (8, 8, 8), (3, 17, 1, 40), (2, 1, 2, 9)])
 def test_regions_are_disjoint(sizes: tuple[int, ...], activation: str) -> None:
     spec = network(*sizes, activation=activation)
     layout = Layout.build(spec, LANES, 5, 3)
@@ -85,7 +86,12 @@ def test_regions_are_disjoint(sizes: tuple[int, ...], activation: str) -> None:
         regions.append((row[at.TRANSPOSED], padded(row[at.INPUTS]) * row[at.OUTPUTS]))
         places = {int(row[column]) for column in (at.OUT_ROWS, at.PRE_ROWS, at.OUT_DELTA)}
         regions += [(place, padded(row[at.OUTPUTS]) * capacity) for place in places]
-    regions.sort()
+        if row[at.SLIM]:
+            inputs, outputs = row[at.INPUTS], row[at.OUTPUTS]
+            columns = {int(row[column]): outputs for column in SLIM_OUTPUTS}
+            columns |= {int(row[column]): inputs for column in (at.SLIM_IN, at.SLIM_IN_DELTA)}
+            regions += [(each, size * head[at.SLIM_STRIDE]) for each, size in columns.items()]
+    regions = sorted(set(regions))
     for (start, size), (following, _size) in pairwise(regions):
         assert start + size <= following
     assert regions[-1][0] + regions[-1][1] <= layout.size

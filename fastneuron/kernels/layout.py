@@ -13,6 +13,7 @@ so that one compiled worker serves every network.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,10 @@ OUT_DELTA = 12  # dL/d(output), turned into dL/dz in place; where nothing reads 
 IN_DELTA = 13  # dL/d(input)
 FIRST_TILE = 14  # number of the layer's first weight tile
 INFER_IN, INFER_OUT = 15, 16  # the two places that inference goes to and fro between
-LAYER_COLUMNS = 17
+SLIM = 17  # 1 for a layer that works on columns where rows are many, see `slim_layers`
+# Places of such a layer's columns of rows, [column][row].
+SLIM_IN, SLIM_PRE, SLIM_OUT, SLIM_OUT_DELTA, SLIM_IN_DELTA = 18, 19, 20, 21, 22
+LAYER_COLUMNS = 23
 
 # Columns of the table of weight tiles, a cache line each: the squares of one input panel and one
 # output panel in the order in which phase B visits them. Positions as in the layer table.
@@ -53,7 +57,8 @@ ROW_LOSS, TILE_SQUARES, N_TILES, INFER_ROWS, DECAY_BIAS = 7, 8, 9, 10, 11
 LOSS, UPDATE, SCRATCH, MAXIMA = 12, 13, 14, 15
 FEW = 16  # rows up to which a step counts as one of few
 STALE = 17  # 1 while steps of few rows have updated weights and not their transposed copies
-HEAD_ENTRIES = 18
+SLIM_LAYERS, SLIM_STRIDE = 18, 19  # how many; elements from one column of rows to the next
+HEAD_ENTRIES = 20
 
 #: Rows of one inference block: enough to use every weight panel many times, and a block of a
 #: 512-wide layer stays in half of an L2 of 512 KiB.
@@ -85,6 +90,11 @@ BAND_BYTES, INPUT_BYTES = 1 << 18, 1 << 19
 #: with momentum against tall tiles: 20-64-64-2 1.1 times as fast with 4 rows, 0.9 with 8;
 #: 784-512-512-10 1.1 with 5, 1.0 with 8; six layers of 1024 2.1 with 4, 1.8 with 12, 1.4 with 24.
 FEW_ROWS = ((0, 4), (1 << 20, 8), (1 << 24, 24))
+#: Rows that slim layers work on together: four registers of float32 at 64 bytes.
+SLIM_ROWS = 64
+#: Rows of a block where all layers are slim: the calls of each cost little then, and a block
+#: of 20 layers of one column stays in L2.
+SLIM_BLOCK = 512
 #: Rows of the tallest register tile; blocks are multiples of it.
 TILE_ROWS = 8
 
@@ -143,6 +153,26 @@ def odd_tiles(rows: int) -> int:
     of rows has a quarter of L2 to live in.
     """
     return (-(-rows // TILE_ROWS) | 1) * TILE_ROWS
+
+
+def slim_layers(sizes: tuple[int, ...], lanes: int) -> list[bool]:
+    """Return which layers work on columns of rows where a batch has `SLIM_ROWS` rows or more.
+
+    Runs of layers with at most a quarter of a panel of inputs and of outputs; where a run begins or
+    ends inside the network, rows are turned into columns or back, which has to pay.
+    """
+    narrow = [max(pair) <= lanes // 4 for pair in pairwise(sizes)]
+    chosen = [False] * len(narrow)
+    first = 0
+    while first < len(narrow):
+        end = first
+        while end < len(narrow) and narrow[end]:
+            end += 1
+        turns = (first > 0) + (end < len(narrow))
+        if end - first > turns:
+            chosen[first:end] = [True] * (end - first)
+        first = end + 1
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -228,6 +258,21 @@ class Layout:
             deltas = row[OUT_DELTA] = activations if read_once else rows(row[OUTPUTS])
             row[INFER_IN], row[INFER_OUT] = ping, pong
             ping, pong = pong, ping
+
+        table[:, SLIM] = slim_layers(sizes, lanes)
+        head[SLIM_LAYERS] = table[:, SLIM].sum()
+        head[SLIM_STRIDE] = -(-capacity // SLIM_ROWS) * SLIM_ROWS
+        columns: tuple[int, int] | None = None
+        for row, layer in zip(table, spec.layers, strict=True):
+            if not row[SLIM]:
+                columns = None
+                continue
+            values, deltas = columns or [place(row[INPUTS] * head[SLIM_STRIDE]) for _ in range(2)]
+            row[SLIM_IN], row[SLIM_IN_DELTA] = values, deltas
+            size = row[OUTPUTS] * head[SLIM_STRIDE]
+            row[SLIM_OUT], row[SLIM_OUT_DELTA] = columns = place(size), place(size)
+            saves_z = ACTIVATIONS[layer.activation].saves == "z"
+            row[SLIM_PRE] = place(size) if saves_z else row[SLIM_OUT]
 
         head[N_LAYERS], head[CAPACITY], head[N_TILES] = len(spec.layers), capacity, tiles
         head[INFER_ROWS] = infer_rows

@@ -56,6 +56,12 @@ def forget_maxima(arena, head, tid):
 
 
 @inner
+def entry(most, index, kind, width):
+    """Where the largest input (kind 0) or delta (1) of a layer is noted; -1 where none is."""
+    return most + (2 * index + kind) * width if most >= 0 else most
+
+
+@inner
 def largest_of_team(arena, head, entry, n_threads):
     """Return one maximum over all lanes and threads."""
     width = lanes(arena)

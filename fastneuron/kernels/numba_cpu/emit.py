@@ -271,6 +271,17 @@ class Memory:
         """Write a number, or vector, from `offset` on."""
         self.builder.store(number.value, self._place(offset, number.lanes), align=self.itemsize)
 
+    def store_some(self, number: Number, offset: Any, mask: Any) -> None:
+        """Write the masked lanes of a vector from `offset` on."""
+        place = self._place(offset, number.lanes)
+        entry = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [number.type, place.type, ir.IntType(32), mask.type]),
+            f"llvm.masked.store.v{number.lanes}f{8 * self.itemsize}.p0",
+        )
+        align = ir.Constant(ir.IntType(32), self.itemsize)
+        self.builder.call(entry, [number.value, place, align, mask])
+
 
 def below(builder: Any, count: Any, lanes: int) -> Any:
     """Return the mask of the first `count` lanes."""

@@ -49,9 +49,6 @@ def row_scale(arena, weight, sample, share):
     return share * weight[sample] if weight.shape[0] > 0 else share
 
 
-# Of outputs and targets: dl/do and l.
-
-
 def _mse(o: Number, y: Number) -> tuple[Number, Number]:
     r = o - y
     return 2.0 * r, r * r
@@ -81,7 +78,8 @@ def _poisson(o: Number, y: Number) -> tuple[Number, Number]:
     return e - y, e - y * o
 
 
-_FORMULAS: dict[int, Callable[[Number, Number], tuple[Number, Number]]] = {
+#: Of outputs and targets: dl/do and l.
+FORMULAS: dict[int, Callable[[Number, Number], tuple[Number, Number]]] = {
     MSE: _mse,
     MAE: _mae,
     HUBER: _huber,
@@ -130,7 +128,7 @@ def values_row(
         after = Memory(context, builder, coming, args[6])
         done = builder.append_basic_block("loss.done")
         switch = builder.switch(args[1], done)
-        for each, formula in _FORMULAS.items():
+        for each, formula in FORMULAS.items():
             block = builder.append_basic_block(f"loss.code{each}")
             switch.add_case(whole(each), block)
             builder.position_at_end(block)

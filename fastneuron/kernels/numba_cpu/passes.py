@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastneuron.kernels import layout as at
-from fastneuron.kernels.numba_cpu.bounds import forget_maxima, maxima_of
+from fastneuron.kernels.numba_cpu.bounds import entry, forget_maxima, maxima_of
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
 from fastneuron.kernels.numba_cpu.few import few_rows_backward
 from fastneuron.kernels.numba_cpu.gather import gather_rows
@@ -25,6 +25,7 @@ from fastneuron.kernels.numba_cpu.rows import (
     scatter_delta,
     values_block,
 )
+from fastneuron.kernels.numba_cpu.slim_block import slim_block
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.views import row, run
@@ -35,13 +36,7 @@ panels = inner(at.panels)
 goes_by_columns = inner(at.goes_by_columns)
 
 
-@inner
-def entry(most, index, kind, width):
-    """Where the largest input (kind 0) or delta (1) of a layer is noted; -1 where none is."""
-    return most + (2 * index + kind) * width if most >= 0 else most
-
-
-@inner
+@glue
 def forward_part(arena, head, layers, index, first_panel, end_panel, first, n_rows, most):
     """Take some rows forward through some output panels of a layer."""
     width = lanes(arena)
@@ -62,7 +57,7 @@ def forward_part(arena, head, layers, index, first_panel, end_panel, first, n_ro
     )
 
 
-@inner
+@glue
 def backward_part(arena, head, layers, index, first_panel, end_panel, first, n_rows, few, most):
     """Take some rows' deltas back through some input panels of a layer."""
     width = lanes(arena)
@@ -145,10 +140,12 @@ def phase_a(
     scratch,
     noting,
     few,
+    slim,
 ):
     """Do phase A of one step, `noting` maxima; return False where the team gives up.
 
-    `few` says that the deltas go back through the weights as they lie.
+    `few` says that the deltas go back through the weights as they lie, `slim` that the rows are
+    many enough for layers of a few columns to work on columns.
     """
     width = lanes(arena)
     stride, n_layers = head[at.CAPACITY] * width, head[at.N_LAYERS]
@@ -159,9 +156,13 @@ def phase_a(
         most = maxima_of(arena, head, tid)
         forget_maxima(arena, head, tid)
     n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
-    by_columns = goes_by_columns(layers, n_parameters, batch, n_threads)
+    by_columns = not slim and goes_by_columns(layers, n_parameters, batch, n_threads)
     share = (batch + n_threads - 1) // n_threads
-    block = min(at.MAX_BLOCK, (share + at.TILE_ROWS - 1) // at.TILE_ROWS * at.TILE_ROWS)
+    unit, most_rows = at.TILE_ROWS, at.MAX_BLOCK
+    if slim:
+        unit = at.SLIM_ROWS
+        most_rows = at.SLIM_BLOCK if head[at.SLIM_LAYERS] == n_layers else at.MAX_BLOCK
+    block = min(most_rows, (share + unit - 1) // unit * unit)
     blocks = (batch + block - 1) // block
     none = np.int64(0)
     # By rows this is all there is; by columns gather and loss, with the layers between them.
@@ -172,6 +173,23 @@ def phase_a(
                 break
             first = ticket * block
             n_rows = min(block, batch - first)
+            if slim:
+                slim_block(
+                    stages,
+                    arena,
+                    head,
+                    layers,
+                    x,
+                    labels,
+                    targets,
+                    weight,
+                    samples,
+                    first,
+                    n_rows,
+                    scratch,
+                    most,
+                )
+                continue
             if stages & FORWARD and part == 0:
                 here = layers[0, at.IN_ROWS] + first * width
                 gather_rows(arena, x, run(samples, first, n_rows), n_rows, here, stride, most)

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
+from fastneuron.kernels.numba_cpu.slim import slim_gradient
 from fastneuron.kernels.numba_cpu.sums import squares
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tile import (
@@ -25,7 +26,7 @@ from fastneuron.kernels.numba_cpu.tile import (
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import PLAIN as SGD_UPDATE
 from fastneuron.kernels.numba_cpu.updates import update
-from fastneuron.kernels.numba_cpu.views import distance, run
+from fastneuron.kernels.numba_cpu.views import distance, row, run
 from fastneuron.optimizers import L2, RATE
 
 
@@ -100,13 +101,17 @@ def coming_piece(arena, x, coming, piece, pieces, size):
 
 
 @glue
-def tile_gradient(arena, head, tile, batch, total_at):
+def tile_gradient(arena, head, layers, slim, tile, batch, total_at):
     """Gradient of one tile; its sum of squares goes to `total_at`."""
     width = lanes(arena)
     out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
     bias_out = head[at.GRADIENT] + tile[at.TILE_BIAS] if tile[at.TILE_BIAS] >= 0 else -1
     none = np.int64(-1)
-    gradient(arena, head, tile, batch, out, bias_out, NOTHING_AHEAD, none, none)
+    if slim and layers[tile[at.TILE_LAYER], at.SLIM]:
+        layer = row(layers, tile[at.TILE_LAYER])
+        slim_gradient(arena, head, layer, batch, out, bias_out)
+    else:
+        gradient(arena, head, tile, batch, out, bias_out, NOTHING_AHEAD, none, none)
     biases = width if bias_out >= 0 else 0
     arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
 
@@ -190,7 +195,9 @@ def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
 
 
 @glue
-def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, ticket, first_tiles):
+def tile_step(
+    arena, head, layers, slim, tile, batch, scalars, scratch, x, coming, ticket, first_tiles
+):
     """Gradient and update of one tile in one visit; the gradient never leaves the cache.
 
     For plain gradient descent it does not leave the registers.
@@ -198,6 +205,11 @@ def tile_step(arena, head, tile, batch, scalars, scratch, x, coming, ticket, fir
     width = lanes(arena)
     bias_slope = scratch + width * width
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
+    if slim and layers[tile[at.TILE_LAYER], at.SLIM]:
+        layer = row(layers, tile[at.TILE_LAYER])
+        slim_gradient(arena, head, layer, batch, scratch, bias_out)
+        apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, False, True)
+        return
     ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
     descends = head[at.UPDATE] == SGD_UPDATE
     parameters, rates = np.int64(-1), bias_slope + width

@@ -35,10 +35,22 @@ def _exchange(step: int, size: int, upper: bool) -> list[int]:
 
 def transposed(builder: Any, rows: list[Any]) -> list[Any]:
     """Return the columns of a square block, given as a list of vectors."""
-    rows, size = list(rows), len(rows)
-    width = size // 2
+    return _rounds(builder, list(rows), len(rows) // 2)
+
+
+def transposed_pairs(builder: Any, rows: list[Any]) -> list[Any]:
+    """Return the columns of rows half as long as they are many, given as a list of vectors."""
+    half = len(rows) // 2
+    pairs = zip(rows[:half], rows[half:], strict=True)
+    joined = [_shuffled(builder, low, high, list(range(2 * half))) for low, high in pairs]
+    return _rounds(builder, joined, half // 2)
+
+
+def _rounds(builder: Any, rows: list[Any], width: int) -> list[Any]:
+    """Exchange blocks of `width` lanes between rows that are so far apart, then halves of them."""
+    size = rows[0].type.count
     while width:
-        for r in range(size):
+        for r in range(len(rows)):
             if (r // width) % 2 == 0:
                 a, b = rows[r], rows[r + width]
                 rows[r] = _shuffled(builder, a, b, _exchange(width, size, upper=False))

@@ -89,6 +89,7 @@ def step(
             transpose_tile(arena, head, row(tiles, ticket))
         if not barrier(words, n_threads):
             return False
+    slim = head[at.SLIM_LAYERS] > 0 and batch >= at.SLIM_ROWS
     one_visit = stages & UPDATE and scalars[CLIP_NORM] == 0.0 and head[at.N_TILES] >= FUSE_FROM
     if not phase_a(
         stages,
@@ -106,6 +107,7 @@ def step(
         scratch,
         one_visit,
         few,
+        slim,
     ):
         return False
     if not barrier(words, n_threads):
@@ -131,6 +133,8 @@ def step(
             tile_step(
                 arena,
                 head,
+                layers,
+                slim,
                 row(tiles, ticket),
                 batch,
                 scalars,
@@ -151,7 +155,7 @@ def step(
             if ticket >= head[at.N_TILES]:
                 break
             total_at = head[at.TILE_SQUARES] + ticket
-            tile_gradient(arena, head, row(tiles, ticket), batch, total_at)
+            tile_gradient(arena, head, layers, slim, row(tiles, ticket), batch, total_at)
     if not barrier(words, n_threads):
         return False
     if words[STATUS] != 0:
