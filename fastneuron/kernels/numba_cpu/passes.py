@@ -25,7 +25,12 @@ from fastneuron.kernels.numba_cpu.rows import (
     scatter_delta,
     values_block,
 )
-from fastneuron.kernels.numba_cpu.slim_block import slim_block
+from fastneuron.kernels.numba_cpu.slim_block import (
+    slim_gather,
+    slim_layer_backward,
+    slim_layer_forward,
+    slim_loss_block,
+)
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.views import row, run
@@ -37,38 +42,51 @@ goes_by_columns = inner(at.goes_by_columns)
 
 
 @glue
-def forward_part(arena, head, layers, index, first_panel, end_panel, first, n_rows, most):
+def forward_part(
+    stages, arena, head, layers, index, first_panel, end_panel, first, n_rows, most, slim
+):
     """Take some rows forward through some output panels of a layer."""
     width = lanes(arena)
     layer, offset = row(layers, index), first * width
     note = entry(most, index + 1, 0, width) if index + 1 < head[at.N_LAYERS] else np.int64(-1)
-    layer_forward(
-        arena,
-        head,
-        layer,
-        first_panel,
-        end_panel,
-        layer[at.IN_ROWS] + offset,
-        layer[at.PRE_ROWS] + offset,
-        layer[at.OUT_ROWS] + offset,
-        head[at.CAPACITY] * width,
-        n_rows,
-        note,
-    )
+    if slim and layer[at.SLIM]:
+        slim_layer_forward(stages, arena, head, layers, index, layer, first, n_rows, note)
+    else:
+        layer_forward(
+            arena,
+            head,
+            layer,
+            first_panel,
+            end_panel,
+            layer[at.IN_ROWS] + offset,
+            layer[at.PRE_ROWS] + offset,
+            layer[at.OUT_ROWS] + offset,
+            head[at.CAPACITY] * width,
+            n_rows,
+            note,
+        )
 
 
 @glue
-def backward_part(arena, head, layers, index, first_panel, end_panel, first, n_rows, few, most):
+def backward_part(
+    stages, arena, head, layers, index, first_panel, end_panel, first, n_rows, most, few, slim
+):
     """Take some rows' deltas back through some input panels of a layer."""
     width = lanes(arena)
     layer, stride = row(layers, index), head[at.CAPACITY] * width
     # np.int64: a literal would be a signature, and a compilation, of its own.
     code, saved, note = np.int64(IDENTITY), np.int64(0), np.int64(-1)
-    if index > 0:
-        before = row(layers, index - 1)
+    before = row(layers, max(index - 1, 0))
+    if index > 0 and not (slim and before[at.SLIM] and not layer[at.SLIM]):
+        # Before a slim layer nothing is gated here: it gates for itself.
         code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
         note = entry(most, index - 1, 1, width)
-    if few:
+    if slim and layer[at.SLIM]:
+        further = index > 0 or stages & INPUT_DELTA != 0
+        slim_layer_backward(stages, arena, head, layers, index, layer, first, n_rows, most, further)
+        if index > 0 and not before[at.SLIM]:
+            gate_output(arena, before, stride, first, n_rows, note)
+    elif few:
         few_rows_backward(
             arena, head, layer, first_panel, end_panel, stride, first, n_rows, code, saved, note
         )
@@ -93,6 +111,7 @@ def loss_part(
     batch,
     scratch,
     most,
+    slim,
 ):
     """Turn some rows' outputs into loss and dL/dz of the last layer."""
     width = lanes(arena)
@@ -114,12 +133,15 @@ def loss_part(
                 batch,
                 scratch,
             )
+        elif slim and last[at.SLIM]:
+            which = run(samples, first, n_rows)
+            slim_loss_block(arena, head, last, targets, weight, which, first, batch, scratch)
         else:
             values_block(arena, head, last, stride, targets, weight, samples, first, n_rows, batch)
     if stages & FOREIGN:
         for r in range(first, first + n_rows):
             scatter_delta(arena, row(targets, r), last[at.OUT_DELTA] + r * width, stride)
-    if stages & BACKWARD:
+    if stages & BACKWARD and not (slim and last[at.SLIM]):
         gate_output(arena, last, stride, first, n_rows, entry(most, n_layers - 1, 1, width))
 
 
@@ -150,7 +172,8 @@ def phase_a(
     width = lanes(arena)
     stride, n_layers = head[at.CAPACITY] * width, head[at.N_LAYERS]
     batch = samples.shape[0]
-    final = 0 if stages & INPUT_DELTA else 1
+    # Slim layers gate their own deltas, the first one too.
+    final = 0 if stages & INPUT_DELTA or (slim and layers[0, at.SLIM]) else 1
     most = np.int64(-1)
     if noting:
         most = maxima_of(arena, head, tid)
@@ -163,41 +186,59 @@ def phase_a(
         unit = at.SLIM_ROWS
         most_rows = at.SLIM_BLOCK if head[at.SLIM_LAYERS] == n_layers else at.MAX_BLOCK
     block = min(most_rows, (share + unit - 1) // unit * unit)
-    blocks = (batch + block - 1) // block
-    none = np.int64(0)
-    # By rows this is all there is; by columns gather and loss, with the layers between them.
-    for part in range(2 if by_columns else 1):
+    # By rows one pass does everything. By columns: gather, each layer forward, loss, each layer
+    # back. One loop for both, since each call of it is compiled.
+    for turn in range(2 * n_layers + 2 if by_columns else 1):
+        count = (batch + block - 1) // block
+        forward_from, forward_to = 0, n_layers
+        back_from, back_to = final, n_layers
+        with_loss = True
+        if by_columns:
+            forward_to = back_from = back_to = 0
+            with_loss = turn == n_layers + 1
+            if 1 <= turn <= n_layers:
+                forward_from, forward_to = turn - 1, turn
+                count = panels(layers[forward_from, at.OUTPUTS], width)
+            elif turn > n_layers + 1:
+                back_from = 2 * n_layers + 1 - turn
+                back_to = back_from + 1
+                if back_from < final:
+                    break
+                count = panels(layers[back_from, at.INPUTS], width)
+        whole_batch = by_columns and (forward_to > 0 or back_to > 0)
         while True:
-            ticket = draw(words, tid, n_threads, blocks)
-            if ticket >= blocks:
+            ticket = draw(words, tid, n_threads, count)
+            if ticket >= count:
                 break
-            first = ticket * block
-            n_rows = min(block, batch - first)
-            if slim:
-                slim_block(
-                    stages,
-                    arena,
-                    head,
-                    layers,
-                    x,
-                    labels,
-                    targets,
-                    weight,
-                    samples,
-                    first,
-                    n_rows,
-                    scratch,
-                    most,
-                )
-                continue
-            if stages & FORWARD and part == 0:
-                here = layers[0, at.IN_ROWS] + first * width
-                gather_rows(arena, x, run(samples, first, n_rows), n_rows, here, stride, most)
-                if not by_columns:
-                    for index in range(n_layers):
+            first, end = ticket * block, np.int64(0)
+            n_rows, first_panel = min(block, batch - first), np.int64(0)
+            if whole_batch:
+                first, n_rows, first_panel, end = np.int64(0), batch, ticket, ticket + 1
+            if stages & FORWARD and turn == 0:
+                which = run(samples, first, n_rows)
+                if slim and layers[0, at.SLIM]:
+                    slim_gather(arena, head, row(layers, 0), x, which, first, most)
+                else:
+                    here = layers[0, at.IN_ROWS] + first * width
+                    gather_rows(arena, x, which, n_rows, here, stride, most)
+            if stages & FORWARD:
+                for index in range(forward_from, forward_to):
+                    if not by_columns:
                         end = panels(layers[index, at.OUTPUTS], width)
-                        forward_part(arena, head, layers, index, none, end, first, n_rows, most)
-            if not by_columns or part == 1:
+                    forward_part(
+                        stages,
+                        arena,
+                        head,
+                        layers,
+                        index,
+                        first_panel,
+                        end,
+                        first,
+                        n_rows,
+                        most,
+                        slim,
+                    )
+            if with_loss:
                 loss_part(
                     stages,
                     arena,
@@ -212,33 +253,26 @@ def phase_a(
                     batch,
                     scratch,
                     most,
+                    slim,
                 )
-            if stages & BACKWARD and not by_columns:
-                for index in range(n_layers - 1, final - 1, -1):
-                    end = panels(layers[index, at.INPUTS], width)
-                    backward_part(arena, head, layers, index, none, end, first, n_rows, few, most)
-        if not by_columns:
-            return True
-        if not barrier(words, n_threads):
+            if stages & BACKWARD:
+                for index in range(back_to - 1, back_from - 1, -1):
+                    if not by_columns:
+                        end = panels(layers[index, at.INPUTS], width)
+                    backward_part(
+                        stages,
+                        arena,
+                        head,
+                        layers,
+                        index,
+                        first_panel,
+                        end,
+                        first,
+                        n_rows,
+                        most,
+                        few,
+                        slim,
+                    )
+        if by_columns and not barrier(words, n_threads):
             return False
-        if part == 0 and stages & FORWARD:
-            for index in range(n_layers):
-                count = panels(layers[index, at.OUTPUTS], width)
-                while True:
-                    q = draw(words, tid, n_threads, count)
-                    if q >= count:
-                        break
-                    forward_part(arena, head, layers, index, q, q + 1, none, batch, most)
-                if not barrier(words, n_threads):
-                    return False
-    if stages & BACKWARD:
-        for index in range(n_layers - 1, final - 1, -1):
-            count = panels(layers[index, at.INPUTS], width)
-            while True:
-                p = draw(words, tid, n_threads, count)
-                if p >= count:
-                    break
-                backward_part(arena, head, layers, index, p, p + 1, none, batch, few, most)
-            if index > final and not barrier(words, n_threads):
-                return False
     return True

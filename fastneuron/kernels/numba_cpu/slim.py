@@ -353,7 +353,7 @@ def slim_forward(arena, head, layer, first, n_rows, most):
             note_run(arena, most, out + c * stride, n_rows)
 
 
-@inner
+@glue
 def slim_gate(arena, head, layer, first, n_rows, most):
     """Turn dL/d(output) of a block of rows into dL/dz, as `gate_output`."""
     stride, code = head[at.SLIM_STRIDE], layer[at.ACTIVATION]
@@ -366,7 +366,7 @@ def slim_gate(arena, head, layer, first, n_rows, most):
             note_run(arena, most, layer[at.SLIM_OUT_DELTA] + here, n_rows)
 
 
-@inner
+@glue
 def slim_backward(arena, head, layer, first, n_rows):
     """Carry dL/dz of a block of rows back through the weights."""
     slim_product(

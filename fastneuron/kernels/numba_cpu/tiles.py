@@ -111,7 +111,9 @@ def tile_gradient(arena, head, layers, slim, tile, batch, total_at):
         layer = row(layers, tile[at.TILE_LAYER])
         slim_gradient(arena, head, layer, batch, out, bias_out)
     else:
-        gradient(arena, head, tile, batch, out, bias_out, NOTHING_AHEAD, none, none)
+        zero = np.int64(0)  # not `NOTHING_AHEAD`: literals would be a compilation of their own
+        nothing = (zero, zero, zero, zero, zero)
+        gradient(arena, head, tile, batch, out, bias_out, nothing, none, none)
     biases = width if bias_out >= 0 else 0
     arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
 
