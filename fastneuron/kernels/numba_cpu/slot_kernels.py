@@ -5,6 +5,8 @@ Empty vectors stand for what is left out: no bias, no labels, no weights, no dx.
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastneuron.kernels.numba_cpu.elementwise import activate, gate
 from fastneuron.kernels.numba_cpu.jit import inner, kernel
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY, row_scale, values_row
@@ -149,6 +151,7 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
             count = min(width, inputs - p * width)
             wants_bias = p == 0 and db.shape[0] > 0
             a, b = rows_at + p * stride, delta_at + q * stride
+            none = np.int64(-1)
             weight_gradient(
                 arena,
                 rest,
@@ -160,6 +163,8 @@ def backward_products(dy, x, w, saved, code, dx, dw, db, arena):
                 columns,
                 bias_out if wants_bias else -1,
                 NOTHING_AHEAD,
+                none,
+                none,
             )
             unpack_panel(arena, rest, dw[p * width : p * width + count], first, columns)
             if wants_bias:
