@@ -235,7 +235,7 @@ def test_every_activation_loss_and_optimizer_has_a_price(name: str) -> None:
         ((2, 8, 1), 4, 1, 1, 1),
         ((32, 32, 1), 16, 1, 1, 1),
         ((256, 256, 10), 1, 1, 1, 1),  # one row: phase A has no second thread's worth
-        ((20, 64, 64, 2), 32, 1, 4, 1),
+        ((20, 64, 64, 2), 32, 1, 1, 1),
         ((64, 128, 10), 64, 2, 4, 1),
         ((784, 128, 10), 32, 2, 4, 1),  # four blocks of eight rows; too short to wake for once
         ((784, 128, 10), 128, 2, 4, 2),
