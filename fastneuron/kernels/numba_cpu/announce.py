@@ -61,7 +61,7 @@ class Announcer:
         # The stream may be None, closed, or a pipe without a reader.
         with contextlib.suppress(Exception):
             print(
-                f"fastneuron: compiling kernels for this {scope}, some 15 s ...",
+                f"fastneuron: compiling kernels for this {scope}, about 10 s ...",
                 file=sys.stderr,
                 flush=True,
             )
