@@ -21,14 +21,18 @@ from fastneuron.errors import BackendUnavailable, UnknownNameError
 from fastneuron.kernels.contract import SLOTS, Engine
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
+from fastneuron.places import compiled_kernels
 from fastneuron.spec import NetworkSpec
 
 __all__ = ["AUTO_ORDER", "NAMES", "Backend", "available", "current", "get", "use"]
 
 #: Every backend name.
 NAMES = ("numpy", "numba", "cython", "cuda")
-#: What "auto" tries: the first that runs.
+#: What "auto" tries: the first that runs, and need not compile first for too little work.
 AUTO_ORDER = ("numba", "cython", "numpy")
+#: Multiply-adds of training from which compiling Numba's kernels is repaid: half an hour of one
+#: core with AVX-512. The kernels in C take as long as Numba's, within a few percent either way.
+WORK_TO_COMPILE = 2e14
 
 Slot = Callable[..., Any]
 
@@ -40,11 +44,14 @@ class _Parts(NamedTuple):
     origin: Mapping[str, str]
     engine: Callable[..., Engine]
     has_engine: bool
+    instruction_set: str = ""
 
 
 _chosen: ContextVar[str | None] = ContextVar("fastneuron_backend", default=None)
 _loaded: dict[str, _Parts] = {}
 _failed: dict[str, str] = {}
+#: What "auto" was found to mean in this process, for (dtype, whether the work is long).
+_choices: dict[tuple[str, bool], Backend] = {}
 # The first use of a backend imports it: one thread does, the others wait.
 _lock = RLock()
 # os.environ encodes the name at every look, which takes 0.6 us; asking the table behind it 0.02.
@@ -85,6 +92,11 @@ class Backend:
         """False where training runs through the reference engine over this backend's slots."""
         return _load(self.name).has_engine
 
+    @property
+    def instruction_set(self) -> str:
+        """The instruction set of kernels that were compiled ahead for several; else nothing."""
+        return _load(self.name).instruction_set
+
     def engine(
         self,
         spec: NetworkSpec,
@@ -111,8 +123,16 @@ def available() -> dict[str, Backend | BackendUnavailable]:
     return found
 
 
-def get(name: str = "auto") -> Backend:
-    """Return the backend called `name`; "auto": `use`, FASTNEURON_BACKEND, then `AUTO_ORDER`.
+def get(name: str = "auto", dtype: str = "float32", work: float = 0.0) -> Backend:
+    """Return the backend called `name`; "auto": `use`, FASTNEURON_BACKEND, then its own choice.
+
+    Parameters
+    ----------
+    name : str
+    dtype : str
+        "float32" or "float64": what "auto" shall compute with.
+    work : float
+        Multiply-adds that it is wanted for, as far as they are known.
 
     Raises
     ------
@@ -129,16 +149,46 @@ def get(name: str = "auto") -> Backend:
     variable = os.environ.get("FASTNEURON_BACKEND", "")
     if chosen is None and variable not in ("", "auto"):
         return _named(variable, f"chosen by FASTNEURON_BACKEND={variable}")
-    slower = []
-    for candidate in AUTO_ORDER:
+    key = dtype, work >= WORK_TO_COMPILE
+    if key not in _choices:
+        _choices[key] = _own_choice(*key)
+    return _choices[key]
+
+
+def _own_choice(dtype: str, long: bool) -> Backend:
+    order, why = AUTO_ORDER, ""
+    if not _problem("numba") and not _problem("cython"):
+        if _compiled(dtype):
+            why = f"numba's kernels for {dtype} are compiled already"
+        elif long:
+            why = "the work is long enough to repay compiling numba's kernels"
+        else:
+            order = ("cython", *(name for name in AUTO_ORDER if name != "cython"))
+            why = (
+                f"cython needs no compiling; numba's kernels for {dtype} are not compiled yet "
+                "(fastneuron warmup does that)"
+            )
+    why = why or f"first of {', '.join(order)} that runs here"
+    problems = []
+    for candidate in order:
         try:
             _load(candidate)
         except BackendUnavailable as error:
-            slower.append(f"{candidate} would come before it, but {error}")
+            problems.append(f"{candidate} would come before it, but {error}")
         else:
-            reason = "; ".join([f"auto: first of {', '.join(AUTO_ORDER)} that runs here", *slower])
-            return Backend(candidate, reason=reason)
-    raise BackendUnavailable("; ".join(slower))
+            return Backend(candidate, reason="; ".join([f"auto: {why}", *problems]))
+    raise BackendUnavailable("; ".join(problems))
+
+
+def _compiled(dtype: str) -> bool:
+    """Return whether Numba's kernels wait in the cache, without importing numba."""
+    # Imported here: where Numba is missing, or a backend asked for, it is a tenth of the start.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return "train" in compiled_kernels(version("numba"), dtype)
+    except PackageNotFoundError:
+        return False
 
 
 def current() -> str:
@@ -231,4 +281,5 @@ def _import(name: str) -> _Parts:
     origin = {slot: name if slot in own else "numpy" for slot in SLOTS}
     if engine is None:
         return _Parts(slots, origin, partial(reference_parts.engine, slots=slots), False)
-    return _Parts(slots, origin, engine, True)
+    instruction_set: Callable[[], str] = getattr(module, "instruction_set", str)
+    return _Parts(slots, origin, engine, True, instruction_set())

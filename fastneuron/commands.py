@@ -41,7 +41,7 @@ def train(options: argparse.Namespace) -> None:
     _check_writable(options.out)
     if Path(options.out).exists() and not Path(options.out).is_file():
         raise ModelFileError(f"{options.out}: is a device or a pipe; a model needs a file")
-    backend = backends.get(options.backend)
+    backends.get(options.backend)  # what cannot run is said before the table is read
     table = read_table(options.data)
     learn, watch = _split(table, options)
     preprocessing = Preprocessing.fit(
@@ -65,8 +65,7 @@ def train(options: argparse.Namespace) -> None:
     if talk:
         print(_describe_table(table, preprocessing))
         print(
-            f"network {'-'.join(map(str, net.spec.sizes))}, {net.spec.n_parameters:,} parameters, "
-            f"backend {backend.name}\n"
+            f"network {'-'.join(map(str, net.spec.sizes))}, {net.spec.n_parameters:,} parameters\n"
             f"rows: {len(learn):,} to learn from, {len(watch):,} to watch",
             flush=True,
         )
@@ -87,7 +86,7 @@ def train(options: argparse.Namespace) -> None:
     net.save(options.out, preprocessing=preprocessing.to_json())
     result = _result(net, preprocessing, X, y, learn, watch, history)
     if options.json:
-        print(json.dumps({"model": str(options.out), "backend": backend.name, **result}, indent=2))
+        print(json.dumps({"model": str(options.out), **result}, indent=2))
     elif talk:
         print(_describe_result(result))
         print(f"model written to {options.out}")
@@ -122,8 +121,13 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def warm_up(options: argparse.Namespace) -> None:
-    """Compile and keep every kernel, and tell what was there and what it took."""
+    """Compile and keep every kernel, and tell what was there and what it took.
+
+    "auto" is the backend that compiles, where it runs.
+    """
     backend = backends.get(options.backend)
+    if options.backend == "auto" and not isinstance(backends.available()["numba"], Exception):
+        backend = backends.get("numba")
     start = time.perf_counter()
     kernels = []
     for kernel in warmup.warm_up(backend.name, options.dtype):
@@ -189,6 +193,7 @@ def _result(
     """Return what came out of training as JSON values."""
     best = history.best_epoch
     return {
+        "backend": history.backend,
         "epochs": len(history),
         "kept_epoch": len(history) if best is None else best + 1,
         "seconds": float(np.sum(history.seconds)),
@@ -211,7 +216,7 @@ def _score(
 
 def _describe_result(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['epochs']} epochs in {result['seconds']:.2f} s; "
+        f"{result['epochs']} epochs in {result['seconds']:.2f} s on backend {result['backend']}; "
         f"the parameters of epoch {result['kept_epoch']} are kept"
     ]
     for part in ("training", "validation"):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastneuron import backends
 from fastneuron.arrays import Array, as_class_weights, as_weights
 from fastneuron.callbacks import CallbackLike, EarlyStopping, FitState, chunk_end_of, epoch_end_of
 from fastneuron.errors import DataError, SpecError
@@ -45,6 +46,8 @@ class History:
         The epoch that early stopping found best.
     stopped_epoch : int or None
         The last epoch, where the training was stopped before the epochs asked for.
+    backend : str
+        The backend that did the work.
     """
 
     loss: NDArray[np.float64]
@@ -53,6 +56,7 @@ class History:
     seconds: NDArray[np.float64]
     best_epoch: int | None = None
     stopped_epoch: int | None = None
+    backend: str = ""
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -135,7 +139,8 @@ def fit(
     start = time.perf_counter()
     if loss is None:
         raise SpecError(f"fit needs a loss: loss=... one of {', '.join(LOSSES)}")
-    trainer = Trainer(net, loss, optimizer, batch_size, backend, n_threads, seed)
+    chosen = backends.get(backend, net.spec.dtype, _work(net, X, epochs))
+    trainer = Trainer(net, loss, optimizer, batch_size, chosen, n_threads, seed)
     store = net.parameters
     if seed is None:
         trainer.epoch_count = store.epochs
@@ -185,7 +190,8 @@ def fit(
         store.pull()
     if stopping and stopping.best is not None:
         store.replace(stopping.best)
-    return records.history(stopping.best_epoch if stopping else None, stopped_epoch)
+    best_epoch = stopping.best_epoch if stopping else None
+    return records.history(best_epoch, stopped_epoch, trainer.backend.name)
 
 
 class _Records:
@@ -221,7 +227,9 @@ class _Records:
         if chunk.part.ends_epoch:
             self._end()
 
-    def history(self, best_epoch: int | None, stopped_epoch: int | None) -> History:
+    def history(
+        self, best_epoch: int | None, stopped_epoch: int | None, backend: str
+    ) -> History:
         """Return what was taken in; an epoch cut short counts by the batches it had."""
         if self._position:
             self._loss /= float(self._share[: self._position].sum())
@@ -233,6 +241,7 @@ class _Records:
             np.array(self.seconds),
             best_epoch,
             stopped_epoch,
+            backend,
         )
 
     def _end(self) -> None:
@@ -267,6 +276,14 @@ class _Stopping:
             if self._rule.restore_best:
                 self.best = pull()
         return state.epoch - self.best_epoch >= self._rule.patience
+
+
+def _work(net: Network, X: Any, epochs: int) -> float:
+    """Return the multiply-adds that a fit will take; 0 where it will be refused."""
+    try:
+        return float(net.spec.multiply_adds) * len(X) * epochs
+    except TypeError:
+        return 0.0
 
 
 def _split_rows(

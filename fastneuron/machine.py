@@ -14,7 +14,7 @@ import numpy as np
 import fastneuron
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, FastneuronError
-from fastneuron.places import cache_directory, distrust, kept_kernels, kernel_folder
+from fastneuron.places import cache_directory, compiled_kernels, distrust, kernel_folder
 from fastneuron.threads import requested_threads, usable_cores
 
 # Vector extensions that the kernels gain from, weakest first; others are left out of the report.
@@ -25,7 +25,12 @@ VECTOR_FEATURES = (
 )  # fmt: skip
 PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm")
 DTYPES = ("float32", "float64")
-VARIABLES = ("FASTNEURON_BACKEND", "FASTNEURON_NUM_THREADS", "FASTNEURON_CACHE_DIR")
+VARIABLES = (
+    "FASTNEURON_BACKEND",
+    "FASTNEURON_NUM_THREADS",
+    "FASTNEURON_CACHE_DIR",
+    "FASTNEURON_INSTRUCTION_SET",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -97,6 +102,8 @@ def _backends() -> dict[str, Any]:
     for name, backend in backends.available().items():
         missing = isinstance(backend, BackendUnavailable)
         found[name] = {"available": not missing, "reason": str(backend) if missing else ""}
+        if name == "cython" and isinstance(backend, backends.Backend):
+            found[name]["instruction_set"] = backend.instruction_set
     return found
 
 
@@ -125,13 +132,8 @@ def _kernels() -> dict[str, Any] | None:
     if numba is None:
         return None
     folder = kernel_folder(numba)
-    refused = distrust(folder)
-    kept = [] if refused else kept_kernels(folder)
-    names: dict[str, list[str]] = {}
-    for dtype in DTYPES:
-        of_it = (header for header in kept if header.get("dtype") == dtype)
-        names[dtype] = sorted({str(header["kernel"]) for header in of_it})
-    return {"folder": str(folder), "refused": refused, **names}
+    names = {dtype: sorted(compiled_kernels(numba, dtype)) for dtype in DTYPES}
+    return {"folder": str(folder), "refused": distrust(folder), **names}
 
 
 def _kernel_state(kernels: dict[str, Any]) -> str:
@@ -163,6 +165,8 @@ def report(found: dict[str, Any]) -> list[str]:
     for name, backend in found["backends"].items():
         if name != "auto":
             state = "available" if backend["available"] else f"missing: {backend['reason']}"
+            if "instruction_set" in backend:
+                state += f", instruction set {backend['instruction_set']}"
             items.append((f"  {name}", state))
     for name, value in found["environment"].items():
         items.append(("variable", f"{name} is {'not set' if value is None else repr(value)}"))

@@ -257,7 +257,7 @@ class Sequential:
         if owner is not None and name in ("auto", owner.backend):
             return owner
         if self._inference is None or self._inference_name != name:
-            backend = backends.get()
+            backend = backends.get(dtype=self.spec.dtype)
             make = partial(backend.engine, self.spec)
             self._inference = LiveEngine(self.parameters, make, backend.name)
             self._inference_name = name

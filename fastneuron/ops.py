@@ -57,7 +57,7 @@ def dense_forward(
     _checked_bias(b, dtype, w.shape[1])
     _checked_out(out, dtype, (x.shape[0], w.shape[1]), (x, w, b))
     ACTIVATIONS[activation]
-    return _slot("dense_forward")(x, w, b, activation, out)
+    return _slot("dense_forward", x)(x, w, b, activation, out)
 
 
 def bias_act_forward(
@@ -81,7 +81,7 @@ def bias_act_forward(
     _checked_bias(b, dtype, z.shape[1])
     _checked_out(out, dtype, z.shape, (b,))
     ACTIVATIONS[activation]
-    return _slot("bias_act_forward")(z, b, activation, out)
+    return _slot("bias_act_forward", z)(z, b, activation, out)
 
 
 def act_bias_backward(
@@ -111,7 +111,7 @@ def act_bias_backward(
     _checked(z_or_a, "z_or_a", 2, dtype, da.shape)
     _checked_out(out, dtype, da.shape, (z_or_a,))
     ACTIVATIONS[activation]
-    dz, db = _slot("act_bias_backward")(da, z_or_a, activation, bias, out)
+    dz, db = _slot("act_bias_backward", da)(da, z_or_a, activation, bias, out)
     return dz, db
 
 
@@ -151,7 +151,7 @@ def dense_backward(
     _checked(w, "w", 2, dtype, (x.shape[1], dy.shape[1]))
     _checked(y, "y", 2, dtype, dy.shape)
     ACTIVATIONS[activation]
-    dx, dw, db = _slot("dense_backward")(dy, x, w, y, activation, bias, need_dx)
+    dx, dw, db = _slot("dense_backward", x)(dy, x, w, y, activation, bias, need_dx)
     return dx, dw, db
 
 
@@ -196,12 +196,14 @@ def _loss(name: str, out: Array, y: Array, weight: Array | None) -> tuple[Array,
     if weight is not None:
         as_weights(weight, out.shape[0])
         weight = np.ascontiguousarray(weight, dtype)
-    rows, dout = _slot(loss.slot)(out, targets, weight)
+    rows, dout = _slot(loss.slot, out)(out, targets, weight)
     return rows, dout
 
 
-def _slot(name: str) -> Callable[..., Any]:
-    return backends.get().slots[name]
+def _slot(name: str, like: Array) -> Callable[..., Any]:
+    """Return the slot for arrays of the dtype of `like`."""
+    dtype = "float32" if like.itemsize == 4 else "float64"
+    return backends.get(dtype=dtype).slots[name]
 
 
 def _checked(

@@ -73,6 +73,23 @@ def kept_kernels(folder: Path) -> list[dict[str, Any]]:
     return headers
 
 
+@cache
+def _compiled(folder: Path, dtype: str) -> frozenset[str]:
+    if distrust(folder):
+        return frozenset()
+    kept = kept_kernels(folder)
+    return frozenset(str(header["kernel"]) for header in kept if header.get("dtype") == dtype)
+
+
+def compiled_kernels(numba_version: str, dtype: str) -> frozenset[str]:
+    """Return the names of the kernels for `dtype` that can be used without compiling.
+
+    What a process finds at first stays its answer: a choice that rests on it does not change while
+    others compile.
+    """
+    return _compiled(kernel_folder(numba_version), dtype)
+
+
 def distrust(folder: Path) -> str | None:
     """Return why files in `folder` may be another user's work, or None.
 

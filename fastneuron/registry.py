@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 from fastneuron.errors import SpecError, UnknownNameError
@@ -39,6 +38,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def unknown(self, name: object) -> UnknownNameError:
         """Return the error for a name that is not in the table: nearest name, then all names."""
+        from difflib import get_close_matches  # 6 ms of a start that needs no such advice
+
         near = get_close_matches(name, self._entries, n=1) if isinstance(name, str) else []
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return UnknownNameError(

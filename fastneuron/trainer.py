@@ -79,7 +79,7 @@ class Trainer:
     optimizer : str or Optimizer
     batch_size : int
         Rows of a step of `run`; `step` takes whatever comes.
-    backend : str
+    backend : str or Backend
         "auto", "numba", "cython" or "numpy"; see `fastneuron.backends`.
     n_threads : int, optional
         Left out, FASTNEURON_NUM_THREADS, else the engine's own choice. Never changes a result.
@@ -105,7 +105,7 @@ class Trainer:
         loss: str | Loss | None = None,
         optimizer: str | Optimizer = "adam",
         batch_size: int = 32,
-        backend: str = "auto",
+        backend: str | backends.Backend = "auto",
         n_threads: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -114,7 +114,9 @@ class Trainer:
         self.loss = loss if isinstance(loss, Loss) or loss is None else LOSSES[loss]
         self.optimizer = as_optimizer(optimizer)
         self.batch_size = checked_count("Trainer", "batch_size", batch_size)
-        self.backend = backends.get(backend)
+        if not isinstance(backend, backends.Backend):
+            backend = backends.get(backend, self.spec.dtype)
+        self.backend = backend
         self.n_threads = requested_threads(n_threads)
         self.seed = net.seed if seed is None else checked_seed(seed)
         self.step_count = 0

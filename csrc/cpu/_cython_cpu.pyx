@@ -1,315 +1,287 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, nonecheck=False, embedsignature=False
-"""Elementwise slots of the compiled CPU backend; fastneuron/kernels/cython_cpu.py is their face.
+"""Binds the kernels in C to NumPy arrays; fastneuron/kernels/cython_cpu.py is its face.
 
-Shapes: B batch rows, O outputs, N parameters. Every loop works row by row over contiguous memory and
-visits each word once. Indices are Py_ssize_t, so more than 2^31 words are fine. The lock of the
-interpreter is released for the whole loop. Nothing here raises: the face has checked dtypes already.
+Every array is C-contiguous, of the dtype that the first array of numbers has, int64 or float64; the
+face and its callers have seen to that. An empty array stands for what is left out. Functions and
+arguments are those of the compiled kernels of fastneuron/kernels/numba_cpu. The lock of the
+interpreter is released while a kernel runs.
 """
 
-from cython cimport floating
-from libc.math cimport erfc, exp, expf, expm1, expm1f, fabs, log1p, log1pf, sqrt, sqrtf, tanh, tanhf
+cimport numpy as cnp
+from libc.stdint cimport int64_t
 
-# The codes of fastneuron.activations.
-cdef enum:
-    IDENTITY = 0
-    RELU = 1
-    LEAKY_RELU = 2
-    ELU = 3
-    GELU = 4
-    SILU = 5
-    SOFTPLUS = 6
-    SIGMOID = 7
-    TANH = 8
+cnp.import_array()
 
-# The columns of fastneuron.optimizers.
-cdef enum:
-    RATE = 0
-    L2 = 1
-    SHRINK = 2
-    BETA1 = 3
-    BETA2 = 4
-    EPSILON = 5
-    CORRECTION = 6
+cdef extern from "kernels.h" nogil:
+    ctypedef struct fn_training:
+        int64_t stages
+        void *arena
+        int64_t *head
+        const int64_t *layers
+        const int64_t *tiles
+        const void *x
+        int64_t x_columns
+        const int64_t *labels
+        const void *targets
+        int64_t target_columns
+        const void *weight
+        const int64_t *order
+        const int64_t *bounds
+        int64_t n_steps
+        const double *scalars
+        double *losses
+        int64_t *words
+        int64_t tid
+        int64_t n_threads
 
-cdef double SQRT_HALF = 0.70710678118654752440
-cdef double INV_SQRT_2PI = 0.39894228040143267794
+    ctypedef struct fn_inference:
+        void *arena
+        const int64_t *head
+        const int64_t *layers
+        const void *x
+        int64_t n_rows
+        int64_t x_columns
+        void *out
+        int64_t *words
+        int64_t tid
+        int64_t n_threads
 
+    ctypedef struct fn_kernels:
+        int64_t vector_bytes
+        void (*train)(const fn_training *) noexcept nogil
+        void (*infer)(const fn_inference *) noexcept nogil
+        void (*dense_forward)(
+            const void *, const void *, const void *, int64_t, int64_t, int64_t, int64_t, void *,
+            void *,
+        ) noexcept nogil
+        void (*bias_act_forward)(
+            const void *, const void *, int64_t, int64_t, int64_t, void *
+        ) noexcept nogil
+        void (*act_bias_backward)(
+            const void *, const void *, int64_t, int64_t, int64_t, void *, void *
+        ) noexcept nogil
+        void (*dense_backward)(
+            const void *, const void *, const void *, const void *, int64_t, int64_t, int64_t,
+            int64_t, void *, void *, void *, void *,
+        ) noexcept nogil
+        void (*loss_rows)(
+            int64_t, const void *, const int64_t *, const void *, const void *, int64_t, int64_t,
+            void *, void *, void *,
+        ) noexcept nogil
+        void (*update_run)(
+            int64_t, void *, const void *, void *, void *, int64_t, const double *, double, void *
+        ) noexcept nogil
 
-cdef inline floating _exp(floating x) noexcept nogil:
-    if floating is float:
-        return expf(x)
-    else:
-        return exp(x)
+cdef extern from "choose.h" nogil:
+    const char *const *fn_names
+    int fn_supported(const char *)
+    const fn_kernels *fn_kernels_of(const char *, int)
 
-
-cdef inline floating _expm1(floating x) noexcept nogil:
-    if floating is float:
-        return expm1f(x)
-    else:
-        return expm1(x)
-
-
-cdef inline floating _log1p(floating x) noexcept nogil:
-    if floating is float:
-        return log1pf(x)
-    else:
-        return log1p(x)
-
-
-cdef inline floating _tanh(floating x) noexcept nogil:
-    if floating is float:
-        return tanhf(x)
-    else:
-        return tanh(x)
-
-
-cdef inline floating _sqrt(floating x) noexcept nogil:
-    if floating is float:
-        return sqrtf(x)
-    else:
-        return sqrt(x)
-
-
-# Comparisons are written so that a NaN takes the branch that keeps it.
-
-cdef inline floating _relu(floating z) noexcept nogil:
-    return <floating>0 if z <= 0 else z
-
-
-cdef inline floating _leaky_relu(floating z) noexcept nogil:
-    return z if z > 0 else <floating>0.01 * z
-
-
-cdef inline floating _elu(floating z) noexcept nogil:
-    return z if z > 0 else _expm1(z)
+# The kernels in use, of float32 and of float64.
+cdef const fn_kernels *_kernels[2]
+cdef str _chosen = ""
 
 
-cdef inline floating _gelu(floating z) noexcept nogil:
-    # In double for both: rounding z / sqrt(2) to float32 would cost z^2 ulps in the left tail.
-    if z < -1e30:
-        return <floating>-0.0  # the limit; -inf * 0 would be NaN
-    return <floating>(0.5 * z * erfc(-SQRT_HALF * z))
+def instruction_sets():
+    """Names of those that were built and that this processor runs, the best last."""
+    cdef int i = 0
+    cdef list found = []
+    while fn_names[i] != NULL:
+        if fn_supported(fn_names[i]):
+            found.append(fn_names[i].decode())
+        i += 1
+    return found
 
 
-cdef inline floating _sigmoid(floating z) noexcept nogil:
-    cdef floating e = _exp(<floating>-fabs(z))  # in (0, 1]: never overflows
-    return e / (1 + e) if z < 0 else 1 / (1 + e)
+def choose(str name not None):
+    """Use the kernels of an instruction set out of `instruction_sets`."""
+    global _chosen
+    if name not in instruction_sets():
+        raise ValueError(name)
+    cdef bytes encoded = name.encode()
+    _kernels[0] = fn_kernels_of(encoded, 0)
+    _kernels[1] = fn_kernels_of(encoded, 1)
+    _chosen = name
 
 
-cdef inline floating _silu(floating z) noexcept nogil:
-    if z < -1e30:
-        return <floating>-0.0  # the limit; -inf * 0 would be NaN
-    return z * _sigmoid(z)
+def chosen():
+    """Name of the instruction set in use."""
+    return _chosen
 
 
-cdef inline floating _softplus(floating z) noexcept nogil:
-    return _relu(z) + _log1p(_exp(<floating>-fabs(z)))
+def vector_bytes():
+    """Bytes of a register of the instruction set in use."""
+    return _kernels[0].vector_bytes
 
 
-cdef inline floating _relu_gate(floating a) noexcept nogil:
-    return <floating>1 if a > 0 else <floating>0
+cdef inline const fn_kernels *_of(cnp.ndarray like) noexcept:
+    return _kernels[cnp.PyArray_ITEMSIZE(like) == 8]
 
 
-cdef inline floating _leaky_relu_gate(floating a) noexcept nogil:
-    return <floating>1 if a > 0 else <floating>0.01
+cdef inline void *_data(cnp.ndarray array) noexcept:
+    """Address of an array's numbers, NULL where it has none."""
+    return cnp.PyArray_DATA(array) if cnp.PyArray_SIZE(array) > 0 else NULL
 
 
-cdef inline floating _elu_gate(floating a) noexcept nogil:
-    return <floating>1 if a > 0 else a + 1
-
-
-cdef inline floating _gelu_gate(floating z) noexcept nogil:
-    cdef double x = z
-    if x > 1e30 or x < -1e30:
-        return <floating>1 if x > 0 else <floating>0  # the limits; inf * 0 would be NaN
-    return <floating>(0.5 * erfc(-SQRT_HALF * x) + x * INV_SQRT_2PI * exp(-0.5 * x * x))
-
-
-cdef inline floating _silu_gate(floating z) noexcept nogil:
-    cdef floating s = _sigmoid(z)
-    if z > 1e30 or z < -1e30:
-        return s  # the limits 0 and 1; inf * 0 would be NaN
-    return s * (1 + z * _sigmoid(-z))
-
-
-cdef inline floating _softplus_gate(floating a) noexcept nogil:
-    return -_expm1(-a)
-
-
-cdef inline floating _sigmoid_gate(floating a) noexcept nogil:
-    return a * (1 - a)
-
-
-cdef inline floating _tanh_gate(floating a) noexcept nogil:
-    return 1 - a * a
-
-
-cdef void _forward_row(
-    const floating* z, const floating* b, floating* a, Py_ssize_t n, int code
-) noexcept nogil:
-    """a = f(z + b): one loop an activation, so that the cheap ones become vector code."""
-    cdef Py_ssize_t j
-    if code == IDENTITY:
-        for j in range(n):
-            a[j] = z[j] + b[j]
-    elif code == RELU:
-        for j in range(n):
-            a[j] = _relu(z[j] + b[j])
-    elif code == LEAKY_RELU:
-        for j in range(n):
-            a[j] = _leaky_relu(z[j] + b[j])
-    elif code == ELU:
-        for j in range(n):
-            a[j] = _elu(z[j] + b[j])
-    elif code == GELU:
-        for j in range(n):
-            a[j] = _gelu(z[j] + b[j])
-    elif code == SILU:
-        for j in range(n):
-            a[j] = _silu(z[j] + b[j])
-    elif code == SOFTPLUS:
-        for j in range(n):
-            a[j] = _softplus(z[j] + b[j])
-    elif code == SIGMOID:
-        for j in range(n):
-            a[j] = _sigmoid(z[j] + b[j])
-    elif code == TANH:
-        for j in range(n):
-            a[j] = _tanh(z[j] + b[j])
-
-
-cdef void _backward_row(
-    const floating* da, const floating* s, floating* dz, Py_ssize_t n, int code
-) noexcept nogil:
-    """dz = da * f'(s), s being a or z as the activation table says."""
-    cdef Py_ssize_t j
-    if code == IDENTITY:
-        for j in range(n):
-            dz[j] = da[j]
-    elif code == RELU:
-        for j in range(n):
-            dz[j] = da[j] * _relu_gate(s[j])
-    elif code == LEAKY_RELU:
-        for j in range(n):
-            dz[j] = da[j] * _leaky_relu_gate(s[j])
-    elif code == ELU:
-        for j in range(n):
-            dz[j] = da[j] * _elu_gate(s[j])
-    elif code == GELU:
-        for j in range(n):
-            dz[j] = da[j] * _gelu_gate(s[j])
-    elif code == SILU:
-        for j in range(n):
-            dz[j] = da[j] * _silu_gate(s[j])
-    elif code == SOFTPLUS:
-        for j in range(n):
-            dz[j] = da[j] * _softplus_gate(s[j])
-    elif code == SIGMOID:
-        for j in range(n):
-            dz[j] = da[j] * _sigmoid_gate(s[j])
-    elif code == TANH:
-        for j in range(n):
-            dz[j] = da[j] * _tanh_gate(s[j])
-
-
-def bias_act_forward(
-    const floating[:, ::1] z not None,
-    const floating[::1] b not None,
-    int code,
-    floating[:, ::1] a not None,
+def train(
+    int64_t stages, cnp.ndarray arena not None, cnp.ndarray head not None,
+    cnp.ndarray layers not None, cnp.ndarray tiles not None, cnp.ndarray x not None,
+    cnp.ndarray labels not None, cnp.ndarray targets not None, cnp.ndarray weight not None,
+    cnp.ndarray order not None, cnp.ndarray bounds not None, cnp.ndarray scalars not None,
+    cnp.ndarray losses not None, cnp.ndarray words not None, int64_t tid, int64_t n_threads,
 ):
-    """Rows ascending, columns ascending; z (B, O) IN, b (O,) IN, a (B, O) OUT, may be z itself."""
-    cdef Py_ssize_t i, n = z.shape[1]
+    """Run a chunk of steps as thread `tid` of `n_threads`."""
+    cdef fn_training work
+    work.stages = stages
+    work.arena = _data(arena)
+    work.head = <int64_t *>_data(head)
+    work.layers = <const int64_t *>_data(layers)
+    work.tiles = <const int64_t *>_data(tiles)
+    work.x = _data(x)
+    work.x_columns = cnp.PyArray_DIM(x, 1)
+    work.labels = <const int64_t *>_data(labels)
+    work.targets = _data(targets)
+    work.target_columns = cnp.PyArray_DIM(targets, 1)
+    work.weight = _data(weight)
+    work.order = <const int64_t *>_data(order)
+    work.bounds = <const int64_t *>_data(bounds)
+    work.n_steps = cnp.PyArray_SIZE(bounds) - 1
+    work.scalars = <const double *>_data(scalars)
+    work.losses = <double *>_data(losses)
+    work.words = <int64_t *>_data(words)
+    work.tid = tid
+    work.n_threads = n_threads
+    cdef const fn_kernels *kernels = _of(arena)
     with nogil:
-        for i in range(z.shape[0]):
-            _forward_row(&z[i, 0], &b[0], &a[i, 0], n, code)
+        kernels.train(&work)
 
 
-def act_bias_backward(
-    const floating[:, ::1] da not None,
-    const floating[:, ::1] saved not None,
-    int code,
-    floating[:, ::1] dz not None,
-    floating[::1] db,
+def infer(
+    cnp.ndarray arena not None, cnp.ndarray head not None, cnp.ndarray layers not None,
+    cnp.ndarray x not None, cnp.ndarray out not None, cnp.ndarray words not None, int64_t tid,
+    int64_t n_threads,
 ):
-    """Gate a row and add it to db while it is in the first cache: each db[j] sums rows ascending."""
-    cdef Py_ssize_t i, j, n = da.shape[1]
-    cdef bint bias = db is not None
+    """Forward alone, as thread `tid` of `n_threads`."""
+    cdef fn_inference work
+    work.arena = _data(arena)
+    work.head = <const int64_t *>_data(head)
+    work.layers = <const int64_t *>_data(layers)
+    work.x = _data(x)
+    work.n_rows = cnp.PyArray_DIM(x, 0)
+    work.x_columns = cnp.PyArray_DIM(x, 1)
+    work.out = _data(out)
+    work.words = <int64_t *>_data(words)
+    work.tid = tid
+    work.n_threads = n_threads
+    cdef const fn_kernels *kernels = _of(arena)
     with nogil:
-        if bias:
-            for j in range(n):
-                db[j] = 0
-        for i in range(da.shape[0]):
-            _backward_row(&da[i, 0], &saved[i, 0], &dz[i, 0], n, code)
-            if bias:
-                for j in range(n):
-                    db[j] += dz[i, j]
+        kernels.infer(&work)
 
 
-def sgd_update(
-    floating[::1] p not None, const floating[::1] g not None,
-    const double[::1] scalars not None, double clip,
+def forward_product(
+    cnp.ndarray x not None, cnp.ndarray w not None, cnp.ndarray b not None, int64_t code,
+    cnp.ndarray out not None, cnp.ndarray arena not None,
 ):
-    """One pass; p (N,) INOUT, g (N,) IN, scalars (8,) IN."""
-    cdef Py_ssize_t i
-    cdef floating rate = <floating>scalars[RATE], l2 = <floating>scalars[L2], c = <floating>clip
+    """Compute f(x w + b)."""
+    cdef const fn_kernels *kernels = _of(x)
+    cdef void *bx = _data(x)
+    cdef void *bw = _data(w)
+    cdef void *bb = _data(b)
+    cdef void *result = _data(out)
+    cdef void *scratch = _data(arena)
+    cdef int64_t rows = cnp.PyArray_DIM(x, 0), inputs = cnp.PyArray_DIM(w, 0)
+    cdef int64_t outputs = cnp.PyArray_DIM(w, 1)
     with nogil:
-        for i in range(p.shape[0]):
-            p[i] -= rate * (c * g[i] + l2 * p[i])
+        kernels.dense_forward(bx, bw, bb, code, rows, inputs, outputs, result, scratch)
 
 
-def momentum_update(
-    floating[::1] p not None, const floating[::1] g not None, floating[::1] v not None,
-    const double[::1] scalars not None, double clip, bint nesterov,
+def bias_act(
+    cnp.ndarray z not None, cnp.ndarray b not None, int64_t code, cnp.ndarray out not None
 ):
-    """One pass; p and v (N,) INOUT, g (N,) IN, scalars (8,) IN."""
-    cdef Py_ssize_t i
-    cdef floating rate = <floating>scalars[RATE], l2 = <floating>scalars[L2], c = <floating>clip
-    cdef floating beta = <floating>scalars[BETA1], grad
+    """Compute f(z + b)."""
+    cdef const fn_kernels *kernels = _of(z)
+    cdef void *bz = _data(z)
+    cdef void *bb = _data(b)
+    cdef void *result = _data(out)
+    cdef int64_t rows = cnp.PyArray_DIM(z, 0), outputs = cnp.PyArray_DIM(z, 1)
     with nogil:
-        if nesterov:
-            for i in range(p.shape[0]):
-                grad = c * g[i] + l2 * p[i]
-                v[i] = beta * v[i] + grad
-                p[i] -= rate * (grad + beta * v[i])
-        else:
-            for i in range(p.shape[0]):
-                v[i] = beta * v[i] + (c * g[i] + l2 * p[i])
-                p[i] -= rate * v[i]
+        kernels.bias_act_forward(bz, bb, code, rows, outputs, result)
 
 
-def adam_update(
-    floating[::1] p not None, const floating[::1] g not None,
-    floating[::1] m not None, floating[::1] v not None,
-    const double[::1] scalars not None, double clip,
+def gate_reduce(
+    cnp.ndarray da not None, cnp.ndarray saved not None, int64_t code, cnp.ndarray out not None,
+    cnp.ndarray db not None,
 ):
-    """One pass; p, m and v (N,) INOUT, g (N,) IN, scalars (8,) IN."""
-    cdef Py_ssize_t i
-    cdef floating rate = <floating>scalars[RATE], l2 = <floating>scalars[L2], c = <floating>clip
-    cdef floating shrink = <floating>scalars[SHRINK], correction = <floating>scalars[CORRECTION]
-    cdef floating beta1 = <floating>scalars[BETA1], rest1 = <floating>(1.0 - scalars[BETA1])
-    cdef floating beta2 = <floating>scalars[BETA2], rest2 = <floating>(1.0 - scalars[BETA2])
-    cdef floating epsilon = <floating>scalars[EPSILON], grad
+    """Dz = da * f', db = sums of dz."""
+    cdef const fn_kernels *kernels = _of(da)
+    cdef void *delta = _data(da)
+    cdef void *kept = _data(saved)
+    cdef void *result = _data(out)
+    cdef void *sums = _data(db)
+    cdef int64_t rows = cnp.PyArray_DIM(da, 0), outputs = cnp.PyArray_DIM(da, 1)
     with nogil:
-        for i in range(p.shape[0]):
-            grad = c * g[i] + l2 * p[i]
-            m[i] = beta1 * m[i] + rest1 * grad
-            v[i] = beta2 * v[i] + rest2 * grad * grad
-            p[i] = (p[i] - shrink * p[i]) - rate * m[i] / (_sqrt(v[i]) * correction + epsilon)
+        kernels.act_bias_backward(delta, kept, code, rows, outputs, result, sums)
 
 
-def rmsprop_update(
-    floating[::1] p not None, const floating[::1] g not None, floating[::1] v not None,
-    const double[::1] scalars not None, double clip,
+def backward_products(
+    cnp.ndarray dy not None, cnp.ndarray x not None, cnp.ndarray w not None,
+    cnp.ndarray saved not None, int64_t code, cnp.ndarray dx not None, cnp.ndarray dw not None,
+    cnp.ndarray db not None, cnp.ndarray arena not None,
 ):
-    """One pass; p and v (N,) INOUT, g (N,) IN, scalars (8,) IN."""
-    cdef Py_ssize_t i
-    cdef floating rate = <floating>scalars[RATE], l2 = <floating>scalars[L2], c = <floating>clip
-    cdef floating rho = <floating>scalars[BETA2], rest = <floating>(1.0 - scalars[BETA2])
-    cdef floating epsilon = <floating>scalars[EPSILON], grad
+    """Dx = dz w^T, dw = x^T dz, db = sums of dz, with dz = dy * f'."""
+    cdef const fn_kernels *kernels = _of(x)
+    cdef void *delta = _data(dy)
+    cdef void *bx = _data(x)
+    cdef void *bw = _data(w)
+    cdef void *kept = _data(saved)
+    cdef void *to_x = _data(dx)
+    cdef void *to_w = _data(dw)
+    cdef void *to_b = _data(db)
+    cdef void *scratch = _data(arena)
+    cdef int64_t rows = cnp.PyArray_DIM(x, 0), inputs = cnp.PyArray_DIM(x, 1)
+    cdef int64_t outputs = cnp.PyArray_DIM(w, 1)
     with nogil:
-        for i in range(p.shape[0]):
-            grad = c * g[i] + l2 * p[i]
-            v[i] = rho * v[i] + rest * grad * grad
-            p[i] -= rate * grad / (_sqrt(v[i]) + epsilon)
+        kernels.dense_backward(
+            delta, bx, bw, kept, code, rows, inputs, outputs, to_x, to_w, to_b, scratch
+        )
+
+
+def loss_rows(
+    int64_t code, cnp.ndarray out not None, cnp.ndarray labels not None,
+    cnp.ndarray targets not None, cnp.ndarray weight not None, cnp.ndarray rows not None,
+    cnp.ndarray dout not None, cnp.ndarray arena not None,
+):
+    """Loss times weight of each row, and dL/d(out) of the weighted mean."""
+    cdef const fn_kernels *kernels = _of(out)
+    cdef void *outputs = _data(out)
+    cdef const int64_t *numbers = <const int64_t *>_data(labels)
+    cdef void *wanted = _data(targets)
+    cdef void *weights = _data(weight)
+    cdef void *losses = _data(rows)
+    cdef void *delta = _data(dout)
+    cdef void *scratch = _data(arena)
+    cdef int64_t n_rows = cnp.PyArray_DIM(out, 0), columns = cnp.PyArray_DIM(out, 1)
+    with nogil:
+        kernels.loss_rows(
+            code, outputs, numbers, wanted, weights, n_rows, columns, losses, delta, scratch
+        )
+
+
+def update_run(
+    int64_t kind, cnp.ndarray p not None, cnp.ndarray g not None, cnp.ndarray m not None,
+    cnp.ndarray v not None, cnp.ndarray scalars not None, double clip, cnp.ndarray arena not None,
+):
+    """One optimizer update of a run of parameters."""
+    cdef const fn_kernels *kernels = _of(p)
+    cdef void *parameters = _data(p)
+    cdef void *slopes = _data(g)
+    cdef void *first = _data(m)
+    cdef void *second = _data(v)
+    cdef const double *numbers = <const double *>_data(scalars)
+    cdef void *scratch = _data(arena)
+    cdef int64_t size = cnp.PyArray_SIZE(p)
+    with nogil:
+        kernels.update_run(
+            kind, parameters, slopes, first, second, size, numbers, clip, scratch
+        )

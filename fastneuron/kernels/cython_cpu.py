@@ -1,21 +1,26 @@
-"""The compiled CPU backend's slots: elementwise passes in C, built where a compiler is.
+"""The compiled CPU backend: every slot and the engine over kernels in C, built where a compiler is.
 
-It has no engine of its own yet: it trains through the reference engine over these slots.
+Nothing is compiled at run time: a process trains within a fraction of a second. The kernels are
+built for several instruction sets and the best that the processor runs is taken;
+FASTNEURON_INSTRUCTION_SET asks for another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fastneuron.activations import ACTIVATIONS
+from fastneuron.kernels.blocked import BlockedEngine
 from fastneuron.kernels.contract import Array
+from fastneuron.kernels.panel_slots import PanelSlots
 
-__all__ = ["SLOTS"]
+__all__ = ["SLOTS", "CythonEngine", "instruction_set"]
+
+VARIABLE = "FASTNEURON_INSTRUCTION_SET"
 
 
 def _extension() -> Any:
@@ -35,73 +40,52 @@ def _extension() -> Any:
         ) from error
 
 
+def _choose(extension: Any) -> None:
+    """Take the instruction set that is asked for, or the best."""
+    names = extension.instruction_sets()
+    asked = os.environ.get(VARIABLE, "")
+    if asked and asked not in names:
+        raise ImportError(
+            f"{VARIABLE}={asked} asks for an instruction set that this processor or this "
+            f"installation does not have; {', '.join(names) or 'none'} can be used"
+        )
+    if not names:
+        raise ImportError("this processor runs none of the instruction sets it was built for")
+    extension.choose(asked or names[-1])
+
+
 _c = _extension()
+_choose(_c)
 
 
-def bias_act_forward(
-    z: Array, b: Array | None, activation: str = "identity", out: Array | None = None
-) -> Array:
-    """One C pass, rows ascending; a missing bias is a row of -0.0, which changes no bit."""
-    if b is None:
-        b = np.full(z.shape[1], -0.0, z.dtype)
-    if out is None:
-        out = np.empty(z.shape, z.dtype)
-    _c.bias_act_forward(z, b, ACTIVATIONS[activation].code, out)
-    return out
+def instruction_set() -> str:
+    """Return the name of the instruction set in use."""
+    return str(_c.chosen())
 
 
-def act_bias_backward(
-    da: Array, saved: Array, activation: str, bias: bool = True, out: Array | None = None
-) -> tuple[Array, Array | None]:
-    """One C pass: a row is gated, stored and added to db; db sums the rows in ascending order."""
-    if out is None:
-        out = np.empty(da.shape, da.dtype)
-    db = np.empty(da.shape[1], da.dtype) if bias else None
-    _c.act_bias_backward(da, saved, ACTIVATIONS[activation].code, out, db)
-    return out, db
+def _lane_count(dtype: Any) -> int:
+    """Columns of one panel for `dtype`: two registers' worth."""
+    return int(2 * _c.vector_bytes() // np.dtype(dtype).itemsize)
 
 
-def sgd_update(
-    p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
-) -> None:
-    """One C pass over the flat vectors."""
-    _c.sgd_update(p, g, scalars, clip_scale)
+def _as_it_is(array: Array) -> Array:
+    return array
 
 
-def momentum_update(
-    p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
-) -> None:
-    """One C pass over the flat vectors."""
-    _c.momentum_update(p, g, moments[0], scalars, clip_scale, False)
+class CythonEngine(BlockedEngine):
+    """Two-phase training steps in machine code that a C compiler made ahead."""
+
+    backend: ClassVar[str] = "cython"
+
+    def _lanes(self) -> int:
+        return _lane_count(self.spec.dtype)
+
+    def _train(self, *arguments: Any) -> None:
+        _c.train(*arguments)
+
+    def _infer(self, *arguments: Any) -> None:
+        _c.infer(*arguments)
 
 
-def nesterov_update(
-    p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
-) -> None:
-    """One C pass over the flat vectors."""
-    _c.momentum_update(p, g, moments[0], scalars, clip_scale, True)
-
-
-def adam_update(
-    p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
-) -> None:
-    """One C pass over the flat vectors."""
-    _c.adam_update(p, g, moments[0], moments[1], scalars, clip_scale)
-
-
-def rmsprop_update(
-    p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
-) -> None:
-    """One C pass over the flat vectors."""
-    _c.rmsprop_update(p, g, moments[0], scalars, clip_scale)
-
-
-SLOTS: dict[str, Callable[..., Any]] = {
-    "bias_act_forward": bias_act_forward,
-    "act_bias_backward": act_bias_backward,
-    "sgd_update": sgd_update,
-    "momentum_update": momentum_update,
-    "nesterov_update": nesterov_update,
-    "adam_update": adam_update,
-    "rmsprop_update": rmsprop_update,
-}
+#: Slot name -> function; all of them.
+SLOTS = PanelSlots(_c, _lane_count, _as_it_is).table()

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from fastneuron.kernels.numba_cpu import slot_kernels
 from fastneuron.kernels.numba_cpu.engine import NumbaEngine
-from fastneuron.kernels.numba_cpu.slots import SLOTS
+from fastneuron.kernels.numba_cpu.jit import uniform
+from fastneuron.kernels.numba_cpu.target import lane_count
+from fastneuron.kernels.panel_slots import PanelSlots
 
 __all__ = ["SLOTS", "NumbaEngine"]
+
+#: Slot name -> function; all of them.
+SLOTS = PanelSlots(cast("Any", slot_kernels), lane_count, uniform).table()

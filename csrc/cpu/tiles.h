@@ -1,0 +1,199 @@
+/* Phase B: gradient and update of the parameters, one tile of a weight panel at a time.
+
+   A tile is the square of one input panel and one output panel. Its gradient sums over the rows of
+   the batch in ascending order; the bias gradient is one more accumulator row of the first input
+   tile, whose input is always 1, fed by loads that happen anyway. */
+
+#ifndef FN_TILES_H
+#define FN_TILES_H
+
+#include "context.h"
+#include "slim.h"
+#include "sums.h"
+#include "tile.h"
+#include "transpose.h"
+#include "updates.h"
+
+/* Places ahead that a product can ask for, one for each tall tile of a weight tile. */
+#define AHEAD 4
+#define NOTHING_AHEAD ((Ahead){0})
+
+/* dW of `n_rows` inputs and one panel of outputs, in chunks of the batch.
+
+   `bias_out`, unless NULL, gets db of the panel. Where `parameters` are given, a step of
+   gradient descent with the rate and the decay at `rates` is done to them, instead of leaving dW
+   at `out`. */
+static void weight_gradient(real *out, const real *zero_row, const real *a, const real *b,
+                            int64_t batch, int64_t n_rows, int64_t columns, real *bias_out,
+                            Ahead ahead, real *parameters, const real *rates)
+{
+    const real *start = zero_row;
+    int64_t start_step = 0, r = 0;
+    do {
+        const int64_t depth = least(AT_BATCH_CHUNK, batch - r);
+        const bool descends = parameters && r + depth == batch;
+        product_batch(columns, descends ? TILE_DESCENT : TILE_PLAIN, descends ? parameters : out,
+                      start, start_step, a + r * PANEL, b + r * PANEL, depth, n_rows, bias_out,
+                      rates, ahead);
+        for (int i = 0; i < AHEAD && ahead.step != 0; i++)
+            ahead.place[i] += depth / UNROLL * ahead.step;
+        start = out;
+        start_step = PANEL;
+        r += depth;
+    } while (r < batch);
+}
+
+/* Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`. */
+static void gradient(const TrainingStep *s, const int64_t *tile, real *out, real *bias_out,
+                     Ahead ahead, real *parameters, const real *rates)
+{
+    const int64_t *layer = layer_of(s, tile[AT_TILE_LAYER]);
+    if (is_slim(s, layer))
+        slim_gradient(s->arena, s->head, layer, s->batch, out, bias_out);
+    else
+        weight_gradient(out, region(s, AT_ZEROS), s->arena + tile[AT_TILE_A],
+                        s->arena + tile[AT_TILE_B], s->batch, tile[AT_TILE_INPUTS],
+                        tile[AT_TILE_OUTPUTS], bias_out, ahead, parameters, rates);
+}
+
+/* Gradient of one tile, to the gradient region; its sum of squares beside it. */
+static void tile_gradient(const TrainingStep *s, int64_t ticket)
+{
+    const int64_t *tile = tile_of(s, ticket);
+    const bool with_bias = tile[AT_TILE_BIAS] >= 0;
+    real *out = region(s, AT_GRADIENT) + tile[AT_TILE_WEIGHT];
+    real *bias_out = with_bias ? region(s, AT_GRADIENT) + tile[AT_TILE_BIAS] : NULL;
+    gradient(s, tile, out, bias_out, NOTHING_AHEAD, NULL, NULL);
+    region(s, AT_TILE_SQUARES)[ticket] =
+        squares(out, tile[AT_TILE_INPUTS] * PANEL, bias_out, with_bias ? PANEL : 0);
+}
+
+/* Refresh one tile of the transposed copy. */
+static void transpose_tile(const TrainingStep *s, const int64_t *tile)
+{
+    transpose(region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT], s->arena + tile[AT_TILE_TRANSPOSED],
+              tile[AT_TILE_INPUTS], tile[AT_TILE_OUTPUTS]);
+}
+
+/* The optimizer's update of parameters from `position` on. */
+static void update_from(const TrainingStep *s, const int64_t *tile, int64_t position, int64_t size,
+                        const real *slope, double clip, int64_t decays)
+{
+    update(s->head[AT_UPDATE], region(s, AT_PARAMETERS) + position, slope,
+           region(s, AT_MOMENT_1) + position, region(s, AT_MOMENT_2) + position, size, s->scalars,
+           clip, decays, tile[AT_TILE_OUTPUTS]);
+}
+
+/* Update the parameters of one tile, and their transposed copy.
+
+   The gradients stand at `slope` and `bias_slope`; without `slope`, the weights are updated
+   already. Layer 0 has no use for a copy in training, nor have steps of few rows. */
+static void apply(const TrainingStep *s, const int64_t *tile, const real *slope,
+                  const real *bias_slope, double clip)
+{
+    if (slope)
+        update_from(s, tile, tile[AT_TILE_WEIGHT], tile[AT_TILE_INPUTS] * PANEL, slope, clip, 1);
+    if (tile[AT_TILE_BIAS] >= 0)
+        update_from(s, tile, tile[AT_TILE_BIAS], PANEL, bias_slope, clip, s->head[AT_DECAY_BIAS]);
+    if (!s->few && tile[AT_TILE_LAYER] > 0)
+        transpose_tile(s, tile);
+}
+
+/* Update one tile whose gradient stands in the gradient region. */
+static void tile_update(const TrainingStep *s, const int64_t *tile, double clip)
+{
+    const real *slopes = region(s, AT_GRADIENT);
+    apply(s, tile, slopes + tile[AT_TILE_WEIGHT], slopes + tile[AT_TILE_BIAS], clip);
+}
+
+/* Place of one of a row's `pieces` that the next step will gather. */
+static const real *coming_piece(const TrainingStep *s, int64_t piece, int64_t pieces, int64_t size)
+{
+    const int64_t r = piece / pieces;
+    if (r >= s->n_coming)
+        return s->arena;
+    return s->x + s->coming[r] * s->x_columns + piece % pieces * size;
+}
+
+/* What a tile's gradient asks the caches for.
+
+   Of many parameters: its own, their moments and their transposed copy, for the update that
+   follows. In layer 0, of `first_tiles` tiles, beside them, or alone, a piece of the rows that
+   the next step begins with: a thread's share of the tiles has its share of the rows. */
+static Ahead lines_ahead(const TrainingStep *s, int64_t ticket, int64_t first_tiles)
+{
+    const int64_t *tile = tile_of(s, ticket);
+    const bool far = n_parameters(s) * (int64_t)sizeof(real) > AT_FAR_PARAMETERS;
+    const bool first = tile[AT_TILE_LAYER] == 0 && s->n_coming > 0;
+    if (!far && !first)
+        return NOTHING_AHEAD;
+    const int64_t turns = most_of(s->batch / UNROLL, 1);
+    const int64_t streams = far ? 1 : AHEAD;
+    const int64_t pieces = most_of(streams * first_tiles / most_of(s->n_coming, 1), 1);
+    const int64_t size = (s->x_columns + pieces - 1) / pieces;
+    Ahead ahead;
+    if (!far) {
+        ahead.step = most_of(size / turns, 1);
+        for (int i = 0; i < AHEAD; i++)
+            ahead.place[i] = coming_piece(s, AHEAD * ticket + i, pieces, size);
+        return ahead;
+    }
+    const int64_t moments = s->head[AT_UPDATE] != UPDATE_SGD ? n_parameters(s) : 0;
+    ahead.step = most_of(PANEL * PANEL / turns, 1);
+    for (int i = 0; i < AHEAD - 1; i++)
+        ahead.place[i] = region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT] + i * moments;
+    ahead.place[AHEAD - 1] =
+        first ? coming_piece(s, ticket, pieces, size) : s->arena + tile[AT_TILE_TRANSPOSED];
+    return ahead;
+}
+
+/* Gradient and update of one tile in one visit; the gradient never leaves the cache.
+
+   For plain gradient descent it does not leave the registers. */
+static void tile_step(const TrainingStep *s, int64_t ticket, int64_t first_tiles)
+{
+    const int64_t *tile = tile_of(s, ticket);
+    real *slope = s->scratch, *bias_slope = slope + PANEL * PANEL, *rates = bias_slope + PANEL;
+    const bool descends =
+        s->head[AT_UPDATE] == UPDATE_SGD && !is_slim(s, layer_of(s, tile[AT_TILE_LAYER]));
+    rates[0] = (real)s->scalars[OPTIMIZERS_RATE];
+    rates[1] = (real)s->scalars[OPTIMIZERS_L2];
+    gradient(s, tile, slope, tile[AT_TILE_BIAS] >= 0 ? bias_slope : NULL,
+             lines_ahead(s, ticket, first_tiles),
+             descends ? region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT] : NULL, rates);
+    apply(s, tile, descends ? NULL : slope, bias_slope, 1.0);
+}
+
+/* Gradient and update of one tile, of few rows: no gradient is stored, no copy refreshed. */
+static void few_rows_step(const TrainingStep *s, const int64_t *tile)
+{
+    const bool far = n_parameters(s) * (int64_t)sizeof(real) > AT_FAR_PARAMETERS;
+    const int64_t ahead = far ? PANEL * PANEL : 0;
+    real *p = region(s, AT_PARAMETERS), *m = region(s, AT_MOMENT_1), *v = region(s, AT_MOMENT_2);
+    const real *b = s->arena + tile[AT_TILE_B];
+    int64_t at = tile[AT_TILE_WEIGHT];
+    update_by_rows(s->head[AT_UPDATE], p + at, m + at, v + at, tile[AT_TILE_INPUTS] * PANEL,
+                   s->arena + tile[AT_TILE_A], PANEL, b, s->batch, s->scalars, 1,
+                   tile[AT_TILE_OUTPUTS], ahead);
+    at = tile[AT_TILE_BIAS];
+    if (at < 0)
+        return;
+    *s->scratch = 1; /* the input of a bias, in every row */
+    update_by_rows(s->head[AT_UPDATE], p + at, m + at, v + at, PANEL, s->scratch, 0, b, s->batch,
+                   s->scalars, s->head[AT_DECAY_BIAS], tile[AT_TILE_OUTPUTS], ahead);
+}
+
+/* Squared norm of the whole gradient, tiles in ascending order, in the arena's dtype.
+
+   In that dtype on purpose: a gradient whose square overflows it counts as not finite, which bounds
+   every update that an optimizer can make. */
+static double squared_norm(const TrainingStep *s)
+{
+    const real *first = region(s, AT_TILE_SQUARES);
+    real total = 0;
+    for (int64_t i = 0; i < s->head[AT_N_TILES]; i++)
+        total += first[i];
+    return (double)total;
+}
+
+#endif
