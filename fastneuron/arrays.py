@@ -193,19 +193,24 @@ def as_class_weights(class_weight: Any, shares: Array, n_classes: int) -> NDArra
 
 
 def fits_rows(x: Any, features: int, dtype: np.dtype[Any]) -> bool:
-    """Return whether `as_rows` would return `x` itself, its values left aside; costs 0.2 us."""
-    if type(x) is not _ndarray or x.dtype != dtype or x.ndim != 2:
+    """Return whether `as_rows` would return `x` itself, its values left aside; costs 0.1 us."""
+    if type(x) is not _ndarray or x.dtype != dtype:
         return False
-    n, columns = x.shape
-    flags = x.flags
-    return columns == features and n > 0 and flags.c_contiguous and flags.aligned
+    shape, flags = x.shape, x.flags
+    return (
+        len(shape) == 2
+        and shape[1] == features
+        and shape[0] > 0
+        and (flags.carray or (flags.c_contiguous and flags.aligned))
+    )
 
 
 def fits_finite_rows(x: Any, features: int, dtype: np.dtype[Any]) -> bool:
-    """Return whether `as_rows` would return `x` itself; 0.6 us and a pass over the numbers.
+    """Return whether `as_rows` would return `x` itself; 0.5 us and a pass over the numbers.
 
     False also where finite numbers are so large that their squares are not: ask `as_rows` then.
     """
+    # Not x.dot, which begins sooner: it warns of what overflows.
     return fits_rows(x, features, dtype) and isfinite(_vdot(x, x))
 
 

@@ -226,7 +226,9 @@ class LiveEngine:
 
     def answer(self, x: Array) -> Array:
         """Do what `forward` does, for a caller who holds the store's lock."""
-        if self.store.owner is not self:
+        store = self.store
+        # What `refresh` finds out too; a call takes 0.1 us.
+        if store.owner is not self and (store.owner is not None or store.version != self.version):
             self.refresh()
         n, block = len(x), self._block
         if n <= block:

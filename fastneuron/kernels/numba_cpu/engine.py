@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastneuron.kernels.blocked import BlockedEngine
-from fastneuron.kernels.contract import Array
 from fastneuron.kernels.numba_cpu.cache import Record, records
 from fastneuron.kernels.numba_cpu.jit import uniform
 from fastneuron.kernels.numba_cpu.target import lane_count
@@ -23,11 +22,7 @@ class NumbaEngine(BlockedEngine):
     def _lanes(self) -> int:
         return lane_count(self.spec.dtype)
 
-    def _input(self, array: Array) -> Array:
-        return uniform(array)
-
-    def _train(self, *arguments: Any) -> None:
-        train(*arguments)
-
-    def _infer(self, *arguments: Any) -> None:
-        infer(*arguments)
+    # The functions themselves: a method between costs 0.1 us of a call.
+    _input = staticmethod(uniform)
+    _train = staticmethod(train)
+    _infer = staticmethod(infer)

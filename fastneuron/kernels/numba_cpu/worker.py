@@ -30,7 +30,7 @@ from fastneuron.kernels.numba_cpu.tiles import (
     transpose_tile,
 )
 from fastneuron.kernels.numba_cpu.views import copy, row, run
-from fastneuron.kernels.stages import BACKWARD, INPUT_DELTA, STATUS, STEPS, UPDATE
+from fastneuron.kernels.stages import BACKWARD, INPUT_DELTA, STATUS, STEPS, TICKETS, UPDATE
 from fastneuron.kernels.stages import LOSS as WITH_LOSS
 from fastneuron.optimizers import CLIP_NORM
 
@@ -237,6 +237,8 @@ def infer(arena, head, layers, x, out, words, tid, n_threads):
     n_layers = head[at.N_LAYERS]
     outputs = layers[n_layers - 1, at.OUTPUTS]
     own = tid * at.INFER_BLOCK * width
+    if n_threads == 1:
+        words[TICKETS] = 0  # one thread's caller need not have cleared the words
     blocks = (x.shape[0] + at.INFER_BLOCK - 1) // at.INFER_BLOCK
     while True:
         ticket = draw(words, tid, n_threads, blocks)
