@@ -26,8 +26,14 @@ from fastneuron.kernels.numba_cpu.tile import (
 from fastneuron.kernels.numba_cpu.transpose import transpose
 from fastneuron.kernels.numba_cpu.updates import PLAIN as SGD_UPDATE
 from fastneuron.kernels.numba_cpu.updates import update
-from fastneuron.kernels.numba_cpu.views import distance, row, run
+from fastneuron.kernels.numba_cpu.views import distance, fill, row, run
 from fastneuron.optimizers import L2, RATE
+
+#: Outputs of a tile up to which, and rows of a batch from which, its gradient has inputs for lanes.
+#: At most as many as a scratch's panel rows beside its tile. A register of one output in 16 lanes
+#: is 15 of nothing (4096-1: 16 cycles a row and tile, with inputs for lanes 4; turning it back
+#: takes as long as some 10 rows).
+NARROW, TURNED_ROWS = 4, 32
 
 
 @inner
@@ -72,23 +78,51 @@ def weight_gradient(
         r += max(depth, 1)
 
 
+@inner
+def is_turned(tile, batch):
+    """Whether a tile's gradient is computed with its inputs for lanes."""
+    narrow = tile[at.TILE_OUTPUTS] <= NARROW and tile[at.TILE_BIAS] < 0
+    return narrow and batch >= TURNED_ROWS
+
+
+@inner
+def turn_back(arena, turned, out, inputs, outputs):
+    """Write a gradient that stands at `turned`, a panel row for each output, as a tile."""
+    width = lanes(arena)
+    fill(run(arena, out, inputs * width), arena.dtype.type(0.0))
+    for o in range(outputs):
+        for i in range(inputs):
+            arena[out + i * width + o] = arena[turned + o * width + i]
+
+
 @glue
-def gradient(arena, head, tile, batch, out, bias_out, ahead, parameters, rates):
-    """Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`."""
+def gradient(arena, head, tile, batch, out, bias_out, ahead, parameters, rates, spare):
+    """Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`.
+
+    `spare` has room for `NARROW` panel rows.
+    """
+    a, b, target = tile[at.TILE_A], tile[at.TILE_B], out
+    n_rows, columns = tile[at.TILE_INPUTS], tile[at.TILE_OUTPUTS]
+    turned = is_turned(tile, batch)
+    if turned:  # the same products in the same order
+        a, b, target = b, a, spare
+        n_rows, columns = columns, n_rows
     weight_gradient(
         arena,
-        out,
+        target,
         head[at.ZEROS],
-        tile[at.TILE_A],
-        tile[at.TILE_B],
+        a,
+        b,
         batch,
-        tile[at.TILE_INPUTS],
-        tile[at.TILE_OUTPUTS],
+        n_rows,
+        columns,
         bias_out,
         ahead,
         parameters,
         rates,
     )
+    if turned:
+        turn_back(arena, spare, out, columns, n_rows)
 
 
 @glue
@@ -101,7 +135,7 @@ def coming_piece(arena, x, coming, piece, pieces, size):
 
 
 @glue
-def tile_gradient(arena, head, layers, slim, tile, batch, total_at):
+def tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch):
     """Gradient of one tile; its sum of squares goes to `total_at`."""
     width = lanes(arena)
     out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
@@ -113,7 +147,7 @@ def tile_gradient(arena, head, layers, slim, tile, batch, total_at):
     else:
         zero = np.int64(0)  # not `NOTHING_AHEAD`: literals would be a compilation of their own
         nothing = (zero, zero, zero, zero, zero)
-        gradient(arena, head, tile, batch, out, bias_out, nothing, none, none)
+        gradient(arena, head, tile, batch, out, bias_out, nothing, none, none, scratch)
     biases = width if bias_out >= 0 else 0
     arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
 
@@ -202,7 +236,7 @@ def tile_step(
 ):
     """Gradient and update of one tile in one visit; the gradient never leaves the cache.
 
-    For plain gradient descent it does not leave the registers.
+    For plain gradient descent it does not leave the registers, unless it `is_turned`.
     """
     width = lanes(arena)
     bias_slope = scratch + width * width
@@ -213,13 +247,13 @@ def tile_step(
         apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, False, True)
         return
     ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
-    descends = head[at.UPDATE] == SGD_UPDATE
+    descends = head[at.UPDATE] == SGD_UPDATE and not is_turned(tile, batch)
     parameters, rates = np.int64(-1), bias_slope + width
     if descends:
         parameters = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
         arena[rates] = scalars[RATE]
         arena[rates + 1] = scalars[L2]
-    gradient(arena, head, tile, batch, scratch, bias_out, ahead, parameters, rates)
+    gradient(arena, head, tile, batch, scratch, bias_out, ahead, parameters, rates, bias_slope)
     apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, descends, True)
 
 

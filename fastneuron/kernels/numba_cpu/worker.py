@@ -155,7 +155,8 @@ def step(
             if ticket >= head[at.N_TILES]:
                 break
             total_at = head[at.TILE_SQUARES] + ticket
-            tile_gradient(arena, head, layers, slim, row(tiles, ticket), batch, total_at)
+            tile = row(tiles, ticket)
+            tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch)
     if not barrier(words, n_threads):
         return False
     if words[STATUS] != 0:
