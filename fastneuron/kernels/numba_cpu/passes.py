@@ -180,16 +180,16 @@ def phase_a(
         forget_maxima(arena, head, tid)
     n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
     by_columns = not slim and goes_by_columns(layers, n_parameters, batch, n_threads)
-    share = (batch + n_threads - 1) // n_threads
+    share = batch if n_threads == 1 else (batch + n_threads - 1) // n_threads
     unit, most_rows = at.TILE_ROWS, at.MAX_BLOCK
     if slim:
         unit = at.SLIM_ROWS
         most_rows = at.SLIM_BLOCK if head[at.SLIM_LAYERS] == n_layers else at.MAX_BLOCK
-    block = min(most_rows, (share + unit - 1) // unit * unit)
+    block = min(most_rows, (share + unit - 1) & -unit)  # no division: a unit is a power of two
     # By rows one pass does everything. By columns: gather, each layer forward, loss, each layer
     # back. One loop for both, since each call of it is compiled.
     for turn in range(2 * n_layers + 2 if by_columns else 1):
-        count = (batch + block - 1) // block
+        count = 1 if batch <= block else (batch + block - 1) // block
         forward_from, forward_to = 0, n_layers
         back_from, back_to = final, n_layers
         with_loss = True

@@ -48,8 +48,10 @@ scratch_size = inner(at.scratch_size)
 @inner
 def clip_scale(squares, limit):
     """Return the factor that brings the global gradient norm down to `limit`; 0 means no limit."""
+    if limit <= 0.0:
+        return 1.0
     norm = math.sqrt(squares)
-    return limit / norm if limit > 0.0 and norm > limit else 1.0
+    return limit / norm if norm > limit else 1.0
 
 
 @glue
