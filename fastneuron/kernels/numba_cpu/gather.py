@@ -62,7 +62,7 @@ def gather_rows(
                 target = builder.add(out_at, builder.mul(index, panel))
                 places.append((start, target))
 
-            def copy(column: Any, shift: Any, size: int) -> None:
+            def copy(column: Any, shift: Any, size: int) -> list[Any]:
                 part = Panel(builder, to.base, arena.dtype, size, size)
                 kind = part.vector.as_pointer()
                 values = [
@@ -73,10 +73,13 @@ def gather_rows(
                 ]
                 for value, (_start, target) in zip(values, places, strict=True):
                     part.store(value, builder.add(target, shift))
+                return values
 
             loop = Loop(builder, columns, [zero, zero], width, "panel")
             column, shift = loop.values
-            copy(column, shift, width)
+            values = copy(column, shift, width)
+            with builder.if_then(noting):
+                to.note(values, most_at)
             column, shift = loop.close(
                 [builder.add(column, panel), builder.add(shift, panel_step)], panel
             )
@@ -89,6 +92,7 @@ def gather_rows(
                 column, shift = builder.add(column, step), builder.add(shift, step)
                 size //= 2
 
+        noting = builder.icmp_signed(">=", most_at, zero)
         together = to.constant(TOGETHER)
         loop = Loop(builder, n_rows_value, [zero], TOGETHER, "rows")
         (first,) = loop.values
@@ -99,14 +103,16 @@ def gather_rows(
         rows_from(first, 1)
         loop.close([builder.add(first, one)], one)
 
-        with builder.if_then(builder.icmp_signed(">=", most_at, zero)):
-            loop = Loop(builder, columns, [out_at], 1, "panels")
-            (start,) = loop.values
-            inside = Loop(builder, n_rows_value, [start], 1, "note")
-            (now,) = inside.values
+        # A last panel that is not full is noted as it lies, with zeros in its other lanes.
+        rest = builder.and_(columns, to.constant(width - 1))
+        short = builder.icmp_signed(">", rest, zero)
+        with builder.if_then(builder.and_(noting, short)):
+            whole = builder.udiv(columns, panel)
+            start = builder.add(out_at, builder.mul(whole, panel_step))
+            loop = Loop(builder, n_rows_value, [start], 1, "note")
+            (now,) = loop.values
             to.note([to.load(now)], most_at)
-            inside.close([builder.add(now, panel)], one)
-            loop.close([builder.add(start, panel_step)], panel)
+            loop.close([builder.add(now, panel)], one)
         return context.get_dummy_value()
 
     which = types.int64 if isinstance(samples, types.Integer) else samples

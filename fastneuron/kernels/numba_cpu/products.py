@@ -82,7 +82,7 @@ def panels_product(
                 tall,
                 extra + i * stride,
                 most,
-                (ahead_step, b + (i + 1) * b_panel, 0, 0, 0),
+                (ahead_step, b + (i + 1) * b_panel, 0, 0, 0, 0, 0),
             )
     if n_rows - tall >= 4:
         skip = tall * width

@@ -46,9 +46,9 @@ UNROLL = 4
 #: x86 before AVX-512 has 16 registers (8 rows there spill: 4 times slower; 4 rows are 9 % slower
 #: than 6), the others 32.
 TALL = 6 if VECTOR_BYTES < 64 and target_machine() in ("x86_64", "i686") else 8
-#: Places ahead that a product can ask for, one for each tall tile of a weight tile.
+#: Places ahead that a product can ask for while it goes through its tall tiles in turn.
 AHEAD = 4
-NOTHING_AHEAD = (0,) * (1 + AHEAD)
+NOTHING_AHEAD = (0,) * (AHEAD + 3)
 #: Heights of tiles, lowest first: what tall ones leave over goes through one each of the others.
 LOW = sorted({1, 2, 4, TALL})
 
@@ -58,13 +58,21 @@ class Tile(Panel):
 
     def __init__(self, builder: Any, base: Any, dtype: Any, pitch: int, width: int) -> None:
         super().__init__(builder, base, dtype, pitch, width)
-        self.ahead = cgutils.alloca_once(builder, ir.IntType(64))  # LLVM keeps it in a register
+        self.streams: list[tuple[Any, Any]] = []  # (slot of the place, step) of memory ahead
 
-    def fetch_ahead(self, p: Places) -> None:
-        """Ask for the next line that is needed later."""
-        ahead = self.builder.load(self.ahead)
-        self.fetch(ahead, near=FAR)
-        self.builder.store(self.builder.add(ahead, p.ahead_step), self.ahead)
+    def stream(self, place: Any, step: Any) -> Any:
+        """Begin to ask for lines from a place on, and return the slot in which it stands."""
+        slot = cgutils.alloca_once(self.builder, ir.IntType(64))  # LLVM keeps it in a register
+        self.builder.store(place, slot)
+        self.streams.append((slot, step))
+        return slot
+
+    def fetch_ahead(self) -> None:
+        """Ask for the next line of each stream."""
+        for slot, step in self.streams:
+            ahead = self.builder.load(slot)
+            self.fetch(ahead, near=FAR)
+            self.builder.store(self.builder.add(ahead, step), slot)
 
     def fetch_next_tile(self, n_rows: int, p: Places) -> None:
         """Ask for what the next tile of the panel starts from, stores to, and is gated by."""
@@ -123,7 +131,7 @@ class Tile(Panel):
                 loop = Loop(builder, count, carried, steps, f"k{steps}")
                 a_now, b_now, *now = loop.values
                 if steps > 1:
-                    self.fetch_ahead(p)
+                    self.fetch_ahead()
                 for k in range(steps):
                     now = multiply(a_now, b_now, now, k)
                 a_next = builder.add(a_now, self.constant(steps * k_step))
@@ -251,8 +259,13 @@ def _emit_product(
 
     none = emitter.constant(0)
     done = none
-    builder.store(lines[0], emitter.ahead)
-    if walk == BATCH:  # the first tile carries the always-on row
+    *lines, soon, soon_step = lines
+    # Where tall tiles are fewer than places, each asks for lines of several.
+    beside = -(-AHEAD // max(pitch // TALL, 1)) if walk == BATCH else 1
+    slots = [emitter.stream(line, places.ahead_step) for line in lines[:beside]]
+    if walk == BATCH:
+        emitter.stream(soon, soon_step)
+        # The first tile carries the always-on row.
         wanted = builder.icmp_signed(">=", places.extra, none)
         height = none
         for first in LOW:
@@ -272,11 +285,12 @@ def _emit_product(
     loop = Loop(builder, builder.sub(n_rows, done), [done], TALL, "tall")
     (done,) = loop.values
     if walk == BATCH:
-        ahead = lines[0]
-        for i, line in enumerate(lines[1:], 1):
-            reached = builder.icmp_signed(">=", done, emitter.constant(i * TALL))
-            ahead = builder.select(reached, line, ahead)
-        builder.store(ahead, emitter.ahead)
+        for first_line, slot in enumerate(slots):
+            ahead, *later = lines[first_line::beside]
+            for i, line in enumerate(later, 1):
+                reached = builder.icmp_signed(">=", done, emitter.constant(i * TALL))
+                ahead = builder.select(reached, line, ahead)
+            builder.store(ahead, slot)
     emitter.tile(TALL, walk, 0, places.down(builder, done, walk, pitch))
     (done,) = loop.close([builder.add(done, tall)], tall)
     rest(done, [height for height in reversed(LOW) if height < TALL])
@@ -333,11 +347,13 @@ def product(
     most : int64
         ROWS: a panel row of maxima, see `note_run`, that the stored rows raise, or -1. `DESCENT`:
         where rate and decay stand.
-    ahead : (step, place, place, place, place), int64
+    ahead : (step, place, place, place, place, soon, soon_step), int64
         Where memory lies that is needed after this product. While it computes, a tall tile asks for
         one cache line every `UNROLL` steps of k and goes `step` elements on. BATCH: tall tile i
-        starts from place i. ROWS: from place 0, and each goes on where the one before it ended; a
-        step above 0 also makes it ask for what the next tile reads and writes.
+        starts from place i, and where there are fewer tall tiles, each asks from several; beside
+        it they ask from `soon` on, `soon_step` elements further each time, one tile after the
+        other. ROWS: from place 0, and each goes on where the one before it ended; a step above 0
+        also makes it ask for what the next tile reads and writes.
     """
     if not isinstance(walk, types.IntegerLiteral):
         return None
@@ -347,7 +363,7 @@ def product(
         _walk, columns_value, epilogue_value, arena_value, *numbers, ahead_value = args
         base = context.make_array(signature.args[3])(context, builder, arena_value).data
         *sums, rows, extra_at, most_at = numbers
-        step, *lines = cgutils.unpack_tuple(builder, ahead_value, 1 + AHEAD)
+        step, *lines = cgutils.unpack_tuple(builder, ahead_value, AHEAD + 3)
         values = (epilogue_value, *sums, extra_at, most_at, step)
         places = Places(*values)
         half = ir.Constant(ir.IntType(64), pitch // 2)
@@ -359,5 +375,5 @@ def product(
         return context.get_dummy_value()
 
     numbers = [types.int64] * 10
-    ahead = types.UniTuple(types.int64, 1 + AHEAD)
+    ahead = types.UniTuple(types.int64, AHEAD + 3)
     return types.void(walk, types.int64, types.int64, arena, *numbers, ahead), codegen

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
+from fastneuron.kernels.numba_cpu.panels import LINE
 from fastneuron.kernels.numba_cpu.slim import slim_gradient
 from fastneuron.kernels.numba_cpu.sums import squares
 from fastneuron.kernels.numba_cpu.target import lanes
@@ -20,6 +21,7 @@ from fastneuron.kernels.numba_cpu.tile import (
     DESCENT,
     NOTHING_AHEAD,
     PLAIN,
+    TALL,
     UNROLL,
     product,
 )
@@ -48,7 +50,7 @@ def weight_gradient(
     """
     width = lanes(arena)
     start, start_step = zeros, 0
-    step = ahead[0]
+    step, soon, soon_step = ahead[0], ahead[AHEAD + 1], ahead[AHEAD + 2]
     epilogue = np.int64(PLAIN)
     r = 0
     while r == 0 or r < batch:
@@ -72,7 +74,15 @@ def weight_gradient(
             n_rows,
             bias_out,
             rates,
-            (step, ahead[1] + skip, ahead[2] + skip, ahead[3] + skip, ahead[4] + skip),
+            (
+                step,
+                ahead[1] + skip,
+                ahead[2] + skip,
+                ahead[3] + skip,
+                ahead[4] + skip,
+                soon + r // UNROLL * max(width // TALL, 1) * soon_step,
+                soon_step,
+            ),
         )
         start, start_step = out, width
         r += max(depth, 1)
@@ -146,7 +156,7 @@ def tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch):
         slim_gradient(arena, head, layer, batch, out, bias_out)
     else:
         zero = np.int64(0)  # not `NOTHING_AHEAD`: literals would be a compilation of their own
-        nothing = (zero, zero, zero, zero, zero)
+        nothing = (zero, zero, zero, zero, zero, zero, zero)
         gradient(arena, head, tile, batch, out, bias_out, nothing, none, none, scratch)
     biases = width if bias_out >= 0 else 0
     arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
@@ -201,8 +211,9 @@ def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
     """Choose what a tile's gradient asks the caches for, as `product` takes it.
 
     Of many parameters: its own, their moments and their transposed copy, for the update that
-    follows. In layer 0, of `first_tiles` tiles, beside them, or alone, a piece of the rows that the
-    next step begins with: a thread's share of the tiles has its share of the rows.
+    follows, and its share of the activations of the next input panel. In layer 0, of `first_tiles`
+    tiles, beside them, or alone, a piece of the rows that the next step begins with: a thread's
+    share of the tiles has its share of the rows.
     """
     n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
     far = n_parameters * arena.itemsize > at.FAR_PARAMETERS
@@ -220,6 +231,8 @@ def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
             coming_piece(arena, x, coming, AHEAD * ticket + 1, pieces, size),
             coming_piece(arena, x, coming, AHEAD * ticket + 2, pieces, size),
             coming_piece(arena, x, coming, AHEAD * ticket + 3, pieces, size),
+            np.int64(0),
+            np.int64(0),
         )
     width = lanes(arena)
     p = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
@@ -227,7 +240,13 @@ def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
     rest = tile[at.TILE_TRANSPOSED]
     if first:
         rest = coming_piece(arena, x, coming, ticket, pieces, size)
-    return max(width * width // turns, 1), p, p + moments, p + 2 * moments, rest
+    talls = max(width // TALL, 1)
+    shares = talls * tile[at.TILE_SHARES]
+    # Not past a line: what the tiles have no time to ask for is left out.
+    soon_step = min((width * UNROLL + shares - 1) // shares, LINE // arena.itemsize)
+    soon = tile[at.TILE_NEXT_A] + tile[at.TILE_SHARE] * talls * turns * soon_step
+    step = max(width * width // turns, 1)
+    return step, p, p + moments, p + 2 * moments, rest, soon, soon_step
 
 
 @glue
