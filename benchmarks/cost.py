@@ -131,10 +131,10 @@ def fit() -> None:
     for row in [*TABLE, *(Row.parse(text) for text in MORE.replace("\n", " ").split(";"))]:
         engine, seconds = measure(row, 1, list(STAGES))
         speeds = engine._measure()
-        options = {"lanes": engine._lanes(), "fuse_from": engine.fuse_from}
+        lanes = engine._lanes()
         for name, (_bits, parts) in STAGES.items():
             models = [
-                StepModel(engine.spec, engine.loss, engine.optimizer, prices=prices, **options)
+                StepModel(engine.spec, engine.loss, engine.optimizer, prices=prices, lanes=lanes)
                 for prices in basis.values()
             ]
             table.append(

@@ -123,12 +123,13 @@ def available() -> dict[str, Backend | BackendUnavailable]:
     return found
 
 
-def get(name: str = "auto", dtype: str = "float32", work: float = 0.0) -> Backend:
+def get(name: str | Backend = "auto", dtype: str = "float32", work: float = 0.0) -> Backend:
     """Return the backend called `name`; "auto": `use`, FASTNEURON_BACKEND, then its own choice.
 
     Parameters
     ----------
-    name : str
+    name : str or Backend
+        A backend is returned as it is.
     dtype : str
         "float32" or "float64": what "auto" shall compute with.
     work : float
@@ -141,6 +142,8 @@ def get(name: str = "auto", dtype: str = "float32", work: float = 0.0) -> Backen
     BackendUnavailable
         Where it cannot run here; the message says why, and what can.
     """
+    if isinstance(name, Backend):
+        return name
     if name != "auto":
         return _named(name, f"asked for as {name!r}")
     chosen = _chosen.get()
@@ -156,7 +159,8 @@ def get(name: str = "auto", dtype: str = "float32", work: float = 0.0) -> Backen
 
 
 def _own_choice(dtype: str, long: bool) -> Backend:
-    order, why = AUTO_ORDER, ""
+    order: tuple[str, ...] = AUTO_ORDER
+    why = ""
     if not _problem("numba") and not _problem("cython"):
         if _compiled(dtype):
             why = f"numba's kernels for {dtype} are compiled already"

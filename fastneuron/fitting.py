@@ -227,9 +227,7 @@ class _Records:
         if chunk.part.ends_epoch:
             self._end()
 
-    def history(
-        self, best_epoch: int | None, stopped_epoch: int | None, backend: str
-    ) -> History:
+    def history(self, best_epoch: int | None, stopped_epoch: int | None, backend: str) -> History:
         """Return what was taken in; an epoch cut short counts by the batches it had."""
         if self._position:
             self._loss /= float(self._share[: self._position].sum())

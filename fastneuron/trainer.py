@@ -114,9 +114,7 @@ class Trainer:
         self.loss = loss if isinstance(loss, Loss) or loss is None else LOSSES[loss]
         self.optimizer = as_optimizer(optimizer)
         self.batch_size = checked_count("Trainer", "batch_size", batch_size)
-        if not isinstance(backend, backends.Backend):
-            backend = backends.get(backend, self.spec.dtype)
-        self.backend = backend
+        self.backend = backends.get(backend, self.spec.dtype)
         self.n_threads = requested_threads(n_threads)
         self.seed = net.seed if seed is None else checked_seed(seed)
         self.step_count = 0

@@ -46,8 +46,6 @@ class BlockedEngine(Engine):
 
     #: Name of the backend, for `plan`.
     backend: ClassVar[str]
-    #: Weight tiles from which gradient and update of a tile are one visit.
-    fuse_from: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -311,9 +309,7 @@ class BlockedEngine(Engine):
 
     @cached_property
     def _model(self) -> StepModel:
-        return StepModel(
-            self.spec, self.loss, self.optimizer, lanes=self._lanes(), fuse_from=self.fuse_from
-        )
+        return StepModel(self.spec, self.loss, self.optimizer, lanes=self._lanes())
 
     @property
     def _speed_key(self) -> tuple[str, str]:

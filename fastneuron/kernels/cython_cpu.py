@@ -80,11 +80,10 @@ class CythonEngine(BlockedEngine):
     def _lanes(self) -> int:
         return _lane_count(self.spec.dtype)
 
-    def _train(self, *arguments: Any) -> None:
-        _c.train(*arguments)
-
-    def _infer(self, *arguments: Any) -> None:
-        _c.infer(*arguments)
+    # The functions themselves: a method between costs 0.1 us of a call.
+    _input = staticmethod(_as_it_is)
+    _train = staticmethod(_c.train)
+    _infer = staticmethod(_c.infer)
 
 
 #: Slot name -> function; all of them.

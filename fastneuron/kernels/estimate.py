@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastneuron.kernels import layout as at
-from fastneuron.kernels.layout import panels
+from fastneuron.kernels.layout import FUSE_FROM, panels
 from fastneuron.kernels.speeds import Speeds
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
@@ -156,8 +156,6 @@ class StepModel:
     ----------
     lanes : int
         Columns of a panel, which is two vectors.
-    fuse_from : int
-        Weight tiles from which gradient and update are one visit.
     prices : Prices, optional
 
     Attributes
@@ -175,7 +173,6 @@ class StepModel:
         optimizer: Optimizer | None,
         *,
         lanes: int,
-        fuse_from: int = 1,
         prices: Prices | None = None,
     ) -> None:
         self.prices = prices or Prices()
@@ -190,7 +187,7 @@ class StepModel:
         #: Vectors of each layer's weights; as many again in its transposed copy, but for layer 0.
         self._vectors = [2 * q * i for i, q in zip(spec.sizes, self._panels[1:], strict=False)]
         self.n_tiles = sum(p * q for p, q in zip(self._panels, self._panels[1:], strict=False))
-        self.fused = self.n_tiles >= fuse_from and not getattr(optimizer, "clip_norm", None)
+        self.fused = self.n_tiles >= FUSE_FROM and not getattr(optimizer, "clip_norm", None)
         vector = lanes // 2 * self._itemsize
         self._weight_bytes = [vectors * vector for vectors in self._vectors]
         # Met again at the next step: parameters, moments, transposed copies.

@@ -95,6 +95,9 @@ BAND_BYTES, INPUT_BYTES = 1 << 18, 1 << 19
 #: with momentum against tall tiles: 20-64-64-2 1.1 times as fast with 4 rows, 0.9 with 8;
 #: 784-512-512-10 1.1 with 5, 1.0 with 8; six layers of 1024 2.1 with 4, 1.8 with 12, 1.4 with 24.
 FEW_ROWS = ((0, 4), (1 << 20, 8), (1 << 24, 24))
+#: Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
+#: the first-level cache, and their squares cost less than the bound that proves them finite.
+FUSE_FROM = 5
 #: Rows that slim layers work on together: four registers of float32 at 64 bytes.
 SLIM_ROWS = 64
 #: Rows of a block where all layers are slim: the calls of each cost little then, and a block

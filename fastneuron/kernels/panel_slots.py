@@ -96,13 +96,12 @@ class PanelSlots:
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """Return slot name -> function; all of them."""
-        functions = [
-            self.dense_forward,
-            self.bias_act_forward,
-            self.act_bias_backward,
-            self.dense_backward,
-        ]
-        table: dict[str, Callable[..., Any]] = {each.__name__: each for each in functions}
+        table: dict[str, Callable[..., Any]] = {
+            "dense_forward": self.dense_forward,
+            "bias_act_forward": self.bias_act_forward,
+            "act_bias_backward": self.act_bias_backward,
+            "dense_backward": self.dense_backward,
+        }
         for loss in LOSSES.values():
             table[loss.slot] = self._loss_slot(loss.slot, loss.code)
         for kind in UpdateKind:
@@ -175,9 +174,10 @@ class PanelSlots:
         db = np.empty(outputs if bias else 0, x.dtype)
         over_in, over_out = panels(inputs, lanes) * n_rows, panels(outputs, lanes) * n_rows
         scratch = self._arena(x, 2, over_in, over_out, max(outputs + n_rows, lanes))
-        given = [self._given(array) for array in (dy, x, w, saved)]
-        code = ACTIVATIONS[activation].code
-        self._loops.backward_products(*given, code, dx, dw, db, scratch)
+        code, given = ACTIVATIONS[activation].code, self._given
+        self._loops.backward_products(
+            given(dy), given(x), given(w), given(saved), code, dx, dw, db, scratch
+        )
         return dx if need_dx else None, dw, db if bias else None
 
     def _loss_slot(self, name: str, code: int) -> Callable[..., tuple[Array, Array]]:
@@ -185,10 +185,11 @@ class PanelSlots:
             n_rows, outputs = out.shape
             rows, dout = np.empty(n_rows, out.dtype), np.empty_like(out)
             labels, targets = (y, out[:0]) if y.ndim == 1 else (_NO_LABELS, y)
-            given = [self._given(array) for array in (out, labels, targets)]
             scratch = self._arena(out, 2 * panels(outputs, self._lanes(out.dtype)))
-            vector = self._vector(weight, out)
-            self._loops.loss_rows(code, *given, vector, rows, dout, scratch)
+            given, weights = self._given, self._vector(weight, out)
+            self._loops.loss_rows(
+                code, given(out), given(labels), given(targets), weights, rows, dout, scratch
+            )
             return rows, dout
 
         loss.__name__ = loss.__qualname__ = name
@@ -202,9 +203,10 @@ class PanelSlots:
             p: Array, g: Array, moments: tuple[Array, ...], scalars: Array, clip_scale: float
         ) -> None:
             first, second = (*moments, p, p)[:2]  # a kind without moments never looks at them
-            scratch = self._arena(p, 4)
-            given = self._given(g), first, second, self._given(scalars)
-            self._loops.update_run(int(kind), p, *given, float(clip_scale), scratch)
+            scratch, given = self._arena(p, 4), self._given
+            self._loops.update_run(
+                int(kind), p, given(g), first, second, given(scalars), float(clip_scale), scratch
+            )
 
         update.__name__ = update.__qualname__ = name
         update.__doc__ = (

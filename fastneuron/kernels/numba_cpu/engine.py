@@ -8,14 +8,13 @@ from fastneuron.kernels.blocked import BlockedEngine
 from fastneuron.kernels.numba_cpu.cache import Record, records
 from fastneuron.kernels.numba_cpu.jit import uniform
 from fastneuron.kernels.numba_cpu.target import lane_count
-from fastneuron.kernels.numba_cpu.worker import FUSE_FROM, infer, train
+from fastneuron.kernels.numba_cpu.worker import infer, train
 
 
 class NumbaEngine(BlockedEngine):
     """Two-phase training steps in machine code that Numba generates for this CPU."""
 
     backend: ClassVar[str] = "numba"
-    fuse_from: ClassVar[int] = FUSE_FROM
     #: Kernels that this process has found or compiled so far.
     kernel_records: ClassVar[list[Record]] = records
 

@@ -38,10 +38,6 @@ _LOSS_NOT_FINITE = int(Status.LOSS_NOT_FINITE)
 _GRADIENT_NOT_FINITE = int(Status.GRADIENT_NOT_FINITE)
 
 
-#: Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
-#: the first-level cache, and their squares cost less than the bound that proves them finite.
-FUSE_FROM = 5
-
 scratch_size = inner(at.scratch_size)
 
 
@@ -92,7 +88,7 @@ def step(
         if not barrier(words, n_threads):
             return False
     slim = head[at.SLIM_LAYERS] > 0 and batch >= at.SLIM_ROWS
-    one_visit = stages & UPDATE and scalars[CLIP_NORM] == 0.0 and head[at.N_TILES] >= FUSE_FROM
+    one_visit = stages & UPDATE and scalars[CLIP_NORM] == 0.0 and head[at.N_TILES] >= at.FUSE_FROM
     if not phase_a(
         stages,
         arena,
