@@ -13,7 +13,6 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from setuptools import Extension, setup
@@ -58,32 +57,11 @@ def instruction_sets() -> dict[str, list[str]]:
 
 
 def constants_header() -> str:
-    """Return what the kernels share with the Python side, as C: tables' columns, codes, sizes."""
+    """Return the C header of what the kernels share with the Python side."""
     sys.path.insert(0, str(Path(__file__).parent))
-    from fastneuron import activations, losses, optimizers
-    from fastneuron.kernels import contract, layout, stages
+    from fastneuron.kernels.constants import header
 
-    def entries(prefix: str, values: dict[str, object]) -> list[str]:
-        return [
-            f"#define {prefix}_{name.upper()} {int(value)}"
-            for name, value in values.items()
-            if name.isupper() and isinstance(value, int)
-        ]
-
-    def of_module(prefix: str, module: ModuleType) -> list[str]:
-        return entries(prefix, vars(module))
-
-    lines = [
-        "/* Made by setup.py from the Python modules of the same names: do not edit. */",
-        *of_module("AT", layout),
-        *of_module("STAGES", stages),
-        *of_module("OPTIMIZERS", optimizers),
-        *entries("UPDATE", dict(optimizers.UpdateKind.__members__)),
-        *entries("STATUS", dict(contract.Status.__members__)),
-        *entries("ACTIVATION", {k.upper(): a.code for k, a in activations.ACTIVATIONS.items()}),
-        *entries("LOSS", {k.upper(): loss.code for k, loss in losses.LOSSES.items()}),
-    ]
-    return "\n".join(lines) + "\n"
+    return header()
 
 
 class BuildOptionalExtensions(build_ext):
@@ -97,6 +75,7 @@ class BuildOptionalExtensions(build_ext):
                 raise RuntimeError("it needs GCC or Clang: its kernels use their vector extensions")
             ext.extra_compile_args = GCC_FLAGS
             ext.extra_objects = self.build_kernels(ext)
+            ext.depends = [*ext.depends, *ext.extra_objects]
             super().build_extension(ext)
         except Exception as error:
             if REQUIRED:

@@ -13,15 +13,47 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable
+from fastneuron.spec import Dense, NetworkSpec
+
+
+def available(name: str) -> backends.Backend:
+    """The backend of that name; the test is skipped with the reason where it cannot run."""
+    try:
+        return backends.get(name)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(params=("numpy", "numba", "cython"))
 def backend(request: pytest.FixtureRequest) -> backends.Backend:
-    """Every backend that runs here; the others are skipped with their reason."""
-    try:
-        return backends.get(request.param)
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
+    """Every backend that runs here."""
+    return available(request.param)
+
+
+@pytest.fixture(params=("numba", "cython"))
+def blocked(request: pytest.FixtureRequest) -> backends.Backend:
+    """The backends with an engine over the blocked layout, which promise bits.
+
+    The reference engine leaves the order of its sums to the BLAS.
+    """
+    return available(request.param)
+
+
+@pytest.fixture
+def twins() -> tuple[backends.Backend, backends.Backend]:
+    """Numba's engine and the one in C, where they compute with the same instructions.
+
+    The same operations in the same order: the same bits.
+    """
+    pair = available("numba"), available("cython")
+    if pair[1].instruction_set == "v2":
+        pytest.skip("without fused multiply-adds each rounds products and sums in its own way")
+    spec = NetworkSpec.chain([Dense(1, 1)])
+    engines: list[Any] = [backend.engine(spec) for backend in pair]
+    of_numba, of_cython = (engine._lanes() for engine in engines)
+    if of_numba != of_cython:
+        pytest.skip(f"numba's panels have {of_numba} columns here, those in C {of_cython}")
+    return pair
 
 
 @pytest.fixture

@@ -1,25 +1,23 @@
-"""The published table of rounding errors, docs/accuracy.md, against the Numba kernels.
+"""The published table of rounding errors, docs/accuracy.md, against the compiled kernels.
 
-``python tests/test_activation_accuracy.py`` measures anew and prints the table's rows.
+``python tests/test_activation_accuracy.py`` measures anew and prints the table's rows, which are
+the Numba kernels'.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("numba", reason="numba is not installed")
-
-import numba
-
+from fastneuron import backends
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.numba_cpu import SLOTS, exponentials
+from fastneuron.backends import Backend
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
 DTYPES = ["float32", "float64"]
@@ -28,28 +26,23 @@ PROVES = {"float32": True, "float64": np.finfo(np.longdouble).nmant >= 63}
 WIDER = {"float32": np.float64, "float64": np.longdouble}
 
 
-@numba.njit(error_model="numpy")
-def call_exp(x, y):  # type: ignore[no-untyped-def]
-    for i in range(x.shape[0]):
-        y[i] = exponentials.exp(x[i])
+@cache
+def numba_calls() -> dict[str, Callable[[Any, Any], None]]:
+    """What the activations are made of, over vectors."""
+    import numba
 
+    from fastneuron.kernels.numba_cpu import exponentials
 
-@numba.njit(error_model="numpy")
-def call_expm1(x, y):  # type: ignore[no-untyped-def]
-    for i in range(x.shape[0]):
-        y[i] = exponentials.expm1(x[i])
+    def over_vectors(function: Any) -> Any:
+        @numba.njit(error_model="numpy")
+        def call(x, y):  # type: ignore[no-untyped-def]
+            for i in range(x.shape[0]):
+                y[i] = function(x[i])
 
+        return call
 
-@numba.njit(error_model="numpy")
-def call_log1p(x, y):  # type: ignore[no-untyped-def]
-    for i in range(x.shape[0]):
-        y[i] = exponentials.log1p_unit(x[i])
-
-
-@numba.njit(error_model="numpy")
-def call_log(x, y):  # type: ignore[no-untyped-def]
-    for i in range(x.shape[0]):
-        y[i] = exponentials.log(x[i])
+    of = {"log1p": exponentials.log1p_unit}
+    return {name: over_vectors(of.get(name) or getattr(exponentials, name)) for name in FUNCTIONS}
 
 
 def upper_tail(t: Any) -> Any:
@@ -122,7 +115,7 @@ WIDE_GATE: dict[str, Function] = {
     "tanh": lambda a: 1 - a * a,
 }
 DOMAIN = {"expm1": (-np.inf, 80), "log1p": (0, 1), "log": (2.0**-126, np.inf)}
-NAMES = ["exp", *DOMAIN, *ACTIVATIONS]
+FUNCTIONS = ["exp", *DOMAIN]
 
 
 @cache
@@ -151,15 +144,30 @@ def arguments(dtype: str) -> Any:
     return np.concatenate([sizes, -sizes])
 
 
-CALLS = {"exp": call_exp, "expm1": call_expm1, "log1p": call_log1p, "log": call_log}
-
-
-def computed(name: str, x: Any) -> Any:
+def computed(backend: Backend, name: str, x: Any) -> Any:
     if name in ACTIVATIONS:
-        return SLOTS["bias_act_forward"](x[None], None, name)[0]
+        return backend.slots["bias_act_forward"](x[None], None, name)[0]
     got = np.empty_like(x)
-    CALLS[name](x, got)
+    numba_calls()[name](x, got)
     return got
+
+
+@lru_cache(maxsize=1)
+def of_function(name: str, dtype: str) -> tuple[Any, Any]:
+    """Arguments of a function and its values there, in the wider type."""
+    x = arguments(dtype)
+    if name in DOMAIN:
+        low, high = DOMAIN[name]
+        x = x[(x >= low) & (x <= high)]  # NaN falls out too
+    with np.errstate(all="ignore"):
+        return x, WIDE[name](x.astype(WIDER[dtype]))
+
+
+@lru_cache(maxsize=1)
+def of_gate(name: str, dtype: str) -> Any:
+    """Slopes at all arguments, in the wider type."""
+    with np.errstate(all="ignore"):
+        return WIDE_GATE[name](arguments(dtype).astype(WIDER[dtype]))
 
 
 def worst(got: Any, want: Any, x: Any, unit: Any) -> tuple[float, float]:
@@ -177,27 +185,29 @@ def worst(got: Any, want: Any, x: Any, unit: Any) -> tuple[float, float]:
     return float(ulps[at]), float(x[finite][at])
 
 
-def measured(name: str, dtype: str) -> tuple[float, float]:
+def measured(backend: Backend, name: str, dtype: str) -> tuple[float, float]:
     """The largest error of a function, in ulps of the exact result."""
-    x = arguments(dtype)
-    low, high = DOMAIN.get(name, (-np.inf, np.inf))
-    x = x[(x >= low) & (x <= high)] if name in DOMAIN else x  # NaN falls out too
+    x, want = of_function(name, dtype)
     with np.errstate(all="ignore"):
-        want = WIDE[name](x.astype(WIDER[dtype]))
         unit = np.spacing(np.abs(want).astype(dtype)).astype(want.dtype)
-        return worst(computed(name, x), want, x, unit)
+        return worst(computed(backend, name, x), want, x, unit)
 
 
-def measured_gate(name: str, dtype: str) -> tuple[float, float]:
+def measured_gate(backend: Backend, name: str, dtype: str) -> tuple[float, float]:
     """The largest error of a gate, in ulps of 1: slopes are of that size, with zeros between."""
     x = arguments(dtype)
-    saved = x if ACTIVATIONS[name].saves == "z" else computed(name, x)
-    got = SLOTS["act_bias_backward"](np.ones_like(x)[None], saved[None], name, False)[0][0]
-    with np.errstate(all="ignore"):
-        want = WIDE_GATE[name](saved.astype(WIDER[dtype]))
+    if ACTIVATIONS[name].saves == "z":
+        saved, want = x, of_gate(name, dtype).copy()
+    else:
+        saved = computed(backend, name, x)
+        with np.errstate(all="ignore"):
+            want = WIDE_GATE[name](saved.astype(WIDER[dtype]))
+    gate = backend.slots["act_bias_backward"]
+    got = gate(np.ones_like(x)[None], saved[None], name, False)[0][0]
     if name in ("relu", "leaky_relu", "elu", "identity"):
         want[np.isnan(saved)] = got[np.isnan(saved)]  # the slope at NaN is a case of a select
-    return worst(got, want, saved, float(np.finfo(dtype).eps))
+    with np.errstate(all="ignore"):
+        return worst(got, want, saved, float(np.finfo(dtype).eps))
 
 
 @cache
@@ -212,21 +222,39 @@ def published() -> dict[tuple[str, str], float]:
     return figures
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", NAMES)
-def test_functions_keep_their_published_ulps(name: str, dtype: str) -> None:
+# What is computed in the wider type is kept from one backend to the next: they vary fastest.
+of_every_backend = pytest.mark.parametrize("blocked", ["numba", "cython"], indirect=True)
+
+
+def skip_what_proves_nothing(dtype: str) -> None:
     if not PROVES[dtype]:
         pytest.skip("long double is no wider than double here")
-    got, at = measured(name, dtype)
+
+
+@of_every_backend
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_activations_keep_their_published_ulps(blocked: Backend, name: str, dtype: str) -> None:
+    skip_what_proves_nothing(dtype)
+    got, at = measured(blocked, name, dtype)
     assert got <= published()[name, dtype], f"{name} at {at!r}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numba_functions_keep_their_published_ulps(name: str, dtype: str) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    skip_what_proves_nothing(dtype)
+    got, at = measured(backends.get("numba"), name, dtype)
+    assert got <= published()[name, dtype], f"{name} at {at!r}"
+
+
+@of_every_backend
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", list(ACTIVATIONS))
-def test_gates_keep_their_published_ulps(name: str, dtype: str) -> None:
-    if not PROVES[dtype]:
-        pytest.skip("long double is no wider than double here")
-    got, at = measured_gate(name, dtype)
+def test_gates_keep_their_published_ulps(blocked: Backend, name: str, dtype: str) -> None:
+    skip_what_proves_nothing(dtype)
+    got, at = measured_gate(blocked, name, dtype)
     assert got <= published()[f"{name} gate", dtype], f"{name} at {at!r}"
 
 
@@ -238,12 +266,12 @@ def test_the_table_of_activations_allows_what_is_published() -> None:
 
 def rows() -> list[str]:
     """The document's table: what is published, what is measured here, and at which argument."""
-    lines = []
-    for name in [*NAMES, *(f"{name} gate" for name in ACTIVATIONS)]:
+    lines, numba_backend = [], backends.get("numba")
+    for name in [*FUNCTIONS, *ACTIVATIONS, *(f"{name} gate" for name in ACTIVATIONS)]:
         measure = measured_gate if name.endswith(" gate") else measured
         cells = []
         for dtype in DTYPES:
-            ulps, at = measure(name.removesuffix(" gate"), dtype)
+            ulps, at = measure(numba_backend, name.removesuffix(" gate"), dtype)
             cells.append(f"{published()[name, dtype]} | {ulps:.2f} | {at:.6g}")
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return lines

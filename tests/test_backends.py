@@ -17,6 +17,7 @@ from fastneuron.spec import Dense, NetworkSpec
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTNEURON_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_choices", {})
 
 
 def test_all_backends_are_listed_with_reasons() -> None:
@@ -61,6 +62,7 @@ def test_a_backend_that_does_not_start_is_passed_over_by_auto_only(
         monkeypatch.delitem(backends._loaded, name, raising=False)
         monkeypatch.delitem(backends._failed, name, raising=False)
     backends.get("numpy")
+    monkeypatch.setattr(backends, "find_spec", lambda name: object())  # installed, all of them
     monkeypatch.setattr(backends, "import_module", broken)
     try:
         chosen = backends.get("auto")
@@ -81,6 +83,35 @@ def test_numba_that_is_not_installed_is_a_reason(monkeypatch: pytest.MonkeyPatch
         assert backends.get("auto").name != "numba"
     finally:
         backends._failed.clear()
+
+
+@pytest.mark.parametrize(
+    ("kept", "dtype", "work", "want", "why"),
+    [
+        ({"float32"}, "float32", 0.0, "numba", "kernels for float32 are compiled already"),
+        ({"float32"}, "float64", 0.0, "cython", "kernels for float64 are not compiled yet"),
+        (set(), "float32", 1e9, "cython", "fastneuron warmup"),
+        (set(), "float64", 1e16, "numba", "long enough"),
+    ],
+)
+def test_auto_compiles_nothing_for_little_work(
+    kept: set[str],
+    dtype: str,
+    work: float,
+    want: str,
+    why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compiled(numba_version: str, dtype: str) -> frozenset[str]:
+        return frozenset({"train"} if dtype in kept else ())
+
+    for name in ("numba", "cython"):
+        if isinstance(backends.available()[name], BackendUnavailable):
+            pytest.skip(f"{name} is not there to be chosen")
+    monkeypatch.setattr(backends, "compiled_kernels", compiled)
+    got = backends.get("auto", dtype, work)
+    assert got.name == want
+    assert why in got.reason
 
 
 def test_use_and_the_environment_decide_what_auto_means(

@@ -45,7 +45,7 @@ def statuses(found: dict[str, Any]) -> set[str]:
 def test_the_command_prints_its_figures_and_writes_json(
     benchmarks_folder: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", reason="numba is not installed")
     file = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, "ratios.py", "--only", "float64", "--seconds", "0.01"]

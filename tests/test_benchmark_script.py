@@ -94,7 +94,8 @@ def test_the_command_prints_a_table_and_writes_json(
     ],
 )
 @pytest.mark.parametrize(
-    "name", ["fastneuron-numba", "fastneuron-numpy", "torch", "jax-scan", "numpy"]
+    "name",
+    ["fastneuron-numba", "fastneuron-cython", "fastneuron-numpy", "torch", "jax-scan", "numpy"],
 )
 def test_peers_agree_with_the_reference(engine: Any, name: str, row: str) -> None:
     kind = engine.PEERS[name]
@@ -296,7 +297,7 @@ def test_the_table_keeps_to_100_columns(engine: Any, rooms: dict[str, ModuleType
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_peak_does_all_of_its_multiply_adds(rooms: dict[str, ModuleType], dtype: str) -> None:
-    pytest.importorskip("numba")
+    pytest.importorskip("numba", reason="numba is not installed")
     peak = rooms["peak"]
     burst = peak._burst(dtype, 4)
     start = np.arange(peak.CHAINS * 4, dtype=dtype)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fastneuron
-from fastneuron import backends, cli, demo, machine, warmup
+from fastneuron import backends, cli, demo, machine, places, warmup
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.cli import main
 from fastneuron.datasets import load_digits, make_linear
@@ -417,6 +417,7 @@ def test_info_shows_which_kernels_are_kept(
     for dtype in ("float32", "float64"):
         header = {"kernel": "train", "dtype": dtype}
         (folder / f"train-{dtype}.kernel").write_text(json.dumps(header) + "\n")
+    places._compiled.cache_clear()  # as in another process, which looks anew
     assert main(["info"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "compiled for this version: float32: train; float64: train backend" in shown

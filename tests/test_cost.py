@@ -58,7 +58,7 @@ def spec_of(sizes: tuple[int, ...], activation: str = "relu") -> NetworkSpec:
 
 
 def model_of(sizes: tuple[int, ...], **options: Any) -> StepModel:
-    given = {"loss": LOSSES["cross_entropy"], "optimizer": Adam(), "fuse_from": 5, **options}
+    given = {"loss": LOSSES["cross_entropy"], "optimizer": Adam(), **options}
     return StepModel(spec_of(sizes), lanes=LANES, **given)
 
 
@@ -385,13 +385,6 @@ def test_speeds_are_read_off_the_fastest_call(monkeypatch: pytest.MonkeyPatch) -
 
 
 # What an engine does with it.
-
-
-@pytest.fixture
-def blocked(backend: Backend) -> Backend:
-    if not backend.has_engine or backend.name == "numpy":
-        pytest.skip("an engine without a cost model")
-    return backend
 
 
 def trainer_of(backend: Backend, **options: Any) -> Any:

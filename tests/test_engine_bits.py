@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,6 @@ CASES = generated_cases(30)
 # One of each: narrow, wide, deep, every optimizer slot, with class numbers and with probabilities.
 SOME = [CASES[i] for i in (0, 1, 2, 3, 5, 7, 12, 16, 19, 24, 29)]
 STEPS = 6
-
-
-@pytest.fixture
-def blocked(backend: Backend) -> Backend:
-    """Backends that promise bits; the reference leaves the order of its sums to the BLAS."""
-    if not backend.has_engine or backend.name == "numpy":
-        pytest.skip("the reference engine's sums are the BLAS's, which promises no bits")
-    return backend
 
 
 def make(backend: Backend, case: Case, **options: Any) -> Engine:
@@ -222,3 +215,31 @@ def test_float64(blocked: Backend) -> None:
         want = train(make(blocked, case, n_threads=1), case)
         for n_threads in (2, 3, 8):
             assert train(make(blocked, case, n_threads=n_threads), case) == want, case.name
+
+
+DOUBLE = generated_cases(12, seed=9, dtype="float64")
+
+
+@pytest.mark.parametrize(
+    "case", [*CASES, *DOUBLE], ids=lambda case: f"{case.spec.dtype}-{case.name}"
+)
+def test_numba_and_cython_agree_to_the_bit(twins: tuple[Backend, Backend], case: Case) -> None:
+    """Steps of few rows and of many, on one thread and on several, and all that an engine says."""
+    n_threads = (1, 3)[len(case.x) % 2]
+    rows = case.x[: case.batch]
+    y, weight = case.y[: case.batch], None if case.weight is None else case.weight[: case.batch]
+    dout = np.random.default_rng(1).standard_normal((case.batch, case.spec.out_features))
+    scalars = case.optimizer.scalars(0, np.full(1, 1e-3))[0]
+    found = []
+    for backend in twins:
+        engine = make(backend, case, n_threads=n_threads, batch_size=case.batch)
+        got = [train(engine, case)]
+        got.append(train(engine, replace(case, batch=1 + case.batch % 7), seed=1))
+        loss, gradients = engine.gradients(rows, y, weight)
+        got += [array.tobytes() for pair in gradients for array in pair if array is not None]
+        got.append(engine.forward_keep(rows).tobytes())
+        dx, outcome = engine.update(dout.astype(case.spec.dtype), scalars)
+        assert outcome.status == Status.OK
+        found.append([loss, *got, dx.tobytes(), everything(engine, case)])
+    of_numba, of_cython = found
+    assert of_cython == of_numba

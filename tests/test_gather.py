@@ -1,75 +1,91 @@
-"""Batch rows on their way into panels: every element once, nothing beside, the largest noted."""
+"""Batch rows on their way into an engine: every element once, nothing beside, from any distance."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-pytest.importorskip("numba", reason="numba is not installed")
+from fastneuron.backends import Backend
+from fastneuron.kernels import layout as at
+from fastneuron.kernels.contract import Status
+from fastneuron.kernels.layout import to_panels
+from fastneuron.losses import LOSSES
+from fastneuron.optimizers import SGD
+from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.testing import draw_parameters
 
-from fastneuron.kernels.numba_cpu.gather import TOGETHER, gather_rows
-from fastneuron.kernels.numba_cpu.jit import kernel
-from fastneuron.kernels.numba_cpu.target import lane_count
-
-
-@kernel
-def call_gather(arena, x, samples, n_rows, out, stride, most):  # type: ignore[no-untyped-def]
-    gather_rows(arena, x, samples, n_rows, out, stride, most)
-
-
-@kernel
-def call_consecutive(arena, x, first, n_rows, out, stride, most):  # type: ignore[no-untyped-def]
-    gather_rows(arena, x, first, n_rows, out, stride, most)
-
-
-def gathered(x: Any, which: Any, n_rows: int, most: bool) -> tuple[Any, Any, Any]:
-    """Return panels of zeros that rows went to, the row of maxima, and all else in the arena."""
-    lanes = lane_count(x.dtype)
-    panels, capacity = -(-x.shape[1] // lanes), n_rows + 3
-    size = panels * capacity * lanes
-    arena = np.zeros(7 + size + 5 + lanes, x.dtype)
-    arena[7 + size + 5 :] = 0.5
-    call = call_consecutive if isinstance(which, int) else call_gather
-    call(arena, x, which, n_rows, 7, capacity * lanes, 7 + size + 5 if most else -1)
-    blocked = arena[7 : 7 + size].reshape(panels, capacity, lanes)
-    beside = np.concatenate([arena[:7], arena[7 + size : 7 + size + 5]])
-    return blocked, arena[7 + size + 5 :], beside
+#: As many outputs are too many for a slim layer, which has its rows elsewhere.
+OUTPUTS = 17
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("n_rows", [1, 2, TOGETHER, 2 * TOGETHER + 3])
-def test_rows_come_whole_and_alone(dtype: str, n_rows: int) -> None:
-    lanes = lane_count(dtype)
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_rows_come_whole_and_alone(blocked: Backend, n_threads: int, dtype: str) -> None:
     rng = np.random.default_rng(0)
-    for columns in (*range(1, lanes + 2), 2 * lanes - 1, 2 * lanes, 3 * lanes + 5):
+    for columns in (*range(1, 36), 63, 64, 65, 100):
+        spec = NetworkSpec.chain([Dense(columns, OUTPUTS)], dtype)
         x = rng.standard_normal((40, columns)).astype(dtype)
-        samples = rng.integers(0, 40, n_rows)
-        for which, rows in ((samples, x[samples]), (11, x[11 : 11 + n_rows])):
-            blocked, most, beside = gathered(x, which, n_rows, most=True)
-            want = np.zeros_like(blocked)
-            for p in range(len(want)):
-                part = rows[:, p * lanes : (p + 1) * lanes]
-                want[p, :n_rows, : part.shape[1]] = part
-            np.testing.assert_array_equal(blocked, want, err_msg=f"{columns} columns")
-            assert not beside.any()
-            largest = np.abs(want).max(axis=(0, 1))
-            np.testing.assert_array_equal(most, np.maximum(largest, 0.5))
+        y = np.zeros((40, OUTPUTS), dtype)
+        for n_rows in (1, 2, 8, 19, 40):
+            options = {"n_threads": n_threads, "batch_size": n_rows}
+            engine: Any = blocked.engine(spec, LOSSES["mse"], SGD(), **options)
+            engine.poison(np.nan)
+            order, bounds = rng.integers(0, 40, n_rows), np.array([0, n_rows])
+            scalars = SGD().scalars(0, np.zeros(1))
+            outcome = engine.run(x, y, None, order, bounds, scalars, np.zeros(1))
+            assert outcome.status == Status.OK
+            place = int(engine._layout.layers[0, at.IN_ROWS])
+            got = engine._layout.rows_view(engine._arena, place, columns)
+            want = np.full_like(got, np.nan)
+            want[:, :n_rows] = to_panels(x[order], got.shape[2])
+            want[-1, :, columns - (len(got) - 1) * got.shape[2] :] = 0  # lanes of no feature
+            np.testing.assert_array_equal(got, want, f"{n_rows} rows of {columns} columns")
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_what_is_not_finite_is_the_largest(bad: float) -> None:
-    x = np.ones((20, 37), np.float32)
-    x[13, 36] = bad
-    lanes = lane_count(x.dtype)
-    _, most, _ = gathered(x, 0, 20, most=True)
-    want = np.ones(lanes)
-    want[36 % lanes] = abs(bad)
-    np.testing.assert_array_equal(most[36 % lanes], np.float32(abs(bad)))
-    assert np.isfinite(np.delete(most, 36 % lanes)).all()
+COLUMNS = 1024
+FAR_ROWS = 2**31 // COLUMNS + 9
 
 
-def test_no_maxima_unless_asked_for() -> None:
-    _, most, _ = gathered(np.ones((9, 5), np.float32), 0, 9, most=False)
-    assert (most == 0.5).all()
+@pytest.fixture(scope="module")
+def far_rows(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """More than 2^31 elements, all zero but the last rows, which are probabilities."""
+    if sys.platform != "linux":
+        pytest.skip("a file without holes would fill the disk")
+    path: Path = tmp_path_factory.mktemp("far") / "rows"
+    try:
+        rows = np.memmap(path, np.float32, "w+", shape=(FAR_ROWS, COLUMNS))
+    except (OSError, ValueError, MemoryError) as error:
+        pytest.skip(f"8 GiB of address space or of holes in a file are not to be had: {error}")
+    rows[-8:] = np.random.default_rng(0).dirichlet(np.ones(COLUMNS), 8)
+    yield np.asarray(rows)
+    path.unlink()
+
+
+@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_rows_beyond_two_to_the_31_elements(
+    blocked: Backend, far_rows: Any, n_threads: int, loss: str
+) -> None:
+    """Inputs and targets from the far end give the bits of their copy."""
+    order = FAR_ROWS - 1 - np.arange(8)
+    assert order.min() * COLUMNS > 2**31
+    order[2] = 0
+    spec = NetworkSpec.chain([Dense(COLUMNS, 24, "tanh"), Dense(24, COLUMNS)])
+    parameters = draw_parameters(spec, np.random.default_rng(1))
+
+    def trained(x: Any, order: Any) -> bytes:
+        engine = blocked.engine(spec, LOSSES[loss], SGD(), n_threads=n_threads, batch_size=5)
+        engine.load(parameters)
+        losses, scalars = np.zeros(2), SGD().scalars(0, np.full(2, 0.1))
+        weight = np.zeros(len(x), np.float32)
+        weight[order] = np.arange(1, 9)
+        outcome = engine.run(x, x, weight, order, np.array([0, 3, 8]), scalars, losses)
+        assert outcome.status == Status.OK
+        return losses.tobytes() + b"".join(w.tobytes() for w, _ in engine.export())
+
+    want = trained(far_rows[order], np.arange(8))
+    assert trained(far_rows, order) == want

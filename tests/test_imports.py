@@ -26,7 +26,7 @@ HOUSE = (
         "kernels.speeds",
         "kernels.reference",
     ),
-    ("kernels.estimate",),
+    ("kernels.estimate", "kernels.panel_slots", "kernels.constants"),
     ("kernels.cost",),
     ("kernels.explanation",),
     ("kernels.blocked",),

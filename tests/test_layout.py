@@ -129,6 +129,24 @@ def test_tiles_stay_in_a_band_of_output_panels() -> None:
     np.testing.assert_array_equal(layout.tiles[:, at.TILE_TRANSPOSED], target)
 
 
+@pytest.mark.parametrize("rows", [4, 2048, 1 << 15])
+def test_tiles_of_an_input_panel_share_the_asking_for_the_next(rows: int) -> None:
+    tiles = Layout.build(network(80, 64, 1, 70), LANES, rows, 1).tiles
+    place, share, shares = (
+        tiles[:, column] for column in (at.TILE_NEXT_A, at.TILE_SHARE, at.TILE_SHARES)
+    )
+    first = 0
+    while first < len(tiles):
+        end = first + int(shares[first])
+        assert len(set(tiles[first:end, at.TILE_A].tolist())) == 1
+        np.testing.assert_array_equal(share[first:end], np.arange(end - first))
+        np.testing.assert_array_equal(shares[first:end], end - first)
+        want = tiles[end % len(tiles), at.TILE_A]
+        np.testing.assert_array_equal(place[first:end], want)
+        assert want != tiles[first, at.TILE_A]
+        first = end
+
+
 @pytest.mark.parametrize("rows", [1, 8, 9, 512, 1000])
 def test_panels_of_rows_stand_no_power_of_two_apart(rows: int) -> None:
     layout = Layout.build(network(5, 5), LANES, rows, 1)

@@ -10,8 +10,10 @@ import pytest
 
 pytest.importorskip("numba", reason="numba is not installed")
 
+from fastneuron.kernels.layout import SLIM_ROWS
 from fastneuron.kernels.numba_cpu import losses, moves, softmax, sums, updates
 from fastneuron.kernels.numba_cpu.jit import kernel
+from fastneuron.kernels.numba_cpu.slim import dot
 from fastneuron.kernels.numba_cpu.target import lane_count
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, RMSprop
@@ -281,3 +283,19 @@ def test_update_of_half_a_panel(dtype: str, optimizer: Any) -> None:
             np.testing.assert_array_equal(got[:, :half], want[:, :half])
             assert (got[:, half:] == 7).all()
     assert (whole[0] != arrays[0]).all()
+
+
+@kernel
+def call_dot(arena, a, d, count, ones):  # type: ignore[no-untyped-def]
+    return dot(arena, a, d, count, ones)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_slim_gradient_sums_the_rows_of_the_batch_and_no_others(dtype: str) -> None:
+    rng, size = np.random.default_rng(0), 3 * SLIM_ROWS
+    for count in range(2 * SLIM_ROWS + 2):
+        arena = np.full(2 * size + 3, np.nan, dtype)
+        a, d = rng.integers(-9, 10, (2, count))
+        arena[3 : 3 + count], arena[3 + size : 3 + size + count] = a, d
+        assert call_dot(arena, 3, 3 + size, count, False) == (a * d).sum(), f"{count} rows"
+        assert call_dot(arena, 3, 3 + size, count, True) == d.sum(), f"{count} rows"

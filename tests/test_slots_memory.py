@@ -89,28 +89,30 @@ from fastneuron.losses import LOSSES
 from fastneuron.optimizers import Adam
 from fastneuron.spec import Dense, NetworkSpec
 from fastneuron.testing import draw_parameters
-for loss_name, outputs, y in (
-    ("mse", 3, rng.normal(size=(19, 3))),
-    ("mse", 35, rng.normal(size=(19, 35))),
-    ("cross_entropy", 3, rng.integers(0, 3, 19)),
-    ("cross_entropy", 3, rng.random((19, 3))),
-    ("cross_entropy", 35, rng.integers(0, 35, 19)),
-    ("cross_entropy", 35, rng.random((19, 35))),
+def train(x, y, weight, order, bounds, scalars, losses):
+    assert engine.run(x, y, weight, order, bounds, scalars, losses).steps == 2
+    engine.forward(x)
+    engine.gradients(x, y, weight)
+    dout = engine.forward_keep(x)
+    engine.update(dout, scalars[0])
+backend.slots["train"] = train
+for rows, inputs, hidden, outputs in (
+    (19, 7, 18, 3), (19, 1, 5, 1), (19, 16, 18, 35), (11, 33, 9, 17), (9, 65, 70, 64),
+    (70, 3, 4, 2), (67, 1, 2, 1), (66, 4, 40, 3),  # slim layers, the last at the beginning only
 ):
-    y = y.astype(np.float32) if y.ndim == 2 else y
-    spec = NetworkSpec.chain([Dense(7, 18, "relu"), Dense(18, outputs)])
-    engine = backend.engine(spec, LOSSES[loss_name], Adam(), batch_size=1)
-    engine.load(draw_parameters(spec, rng))
-    def train(x, y, weight, order, bounds, scalars, losses):
-        assert engine.run(x, y, weight, order, bounds, scalars, losses).steps == 2
-        engine.forward(x)
-        engine.gradients(x, y, weight)
-        dout = engine.forward_keep(x)
-        engine.update(dout, scalars[0])
-    backend.slots["train"] = train
-    call("train", rng.normal(size=(19, 7)).astype(np.float32), y, np.ones(19, np.float32),
-         np.arange(19)[::-1].copy(), np.array([0, 9, 19]), Adam().scalars(0, np.full(2, 0.01)),
-         np.zeros(2))
+    for loss_name, kind in (
+        ("mse", "values"), ("mae", "values"),
+        ("cross_entropy", "labels"), ("cross_entropy", "rows"),
+    ):
+        for dtype in ("float32", "float64"):
+            y = rng.random((rows, outputs)).astype(dtype)
+            y = rng.integers(0, outputs, rows) if kind == "labels" else y
+            spec = NetworkSpec.chain([Dense(inputs, hidden, "relu"), Dense(hidden, outputs)], dtype)
+            engine = backend.engine(spec, LOSSES[loss_name], Adam(), batch_size=1)
+            engine.load(draw_parameters(spec, rng))
+            call("train", rng.normal(size=(rows, inputs)).astype(dtype), y, np.ones(rows, dtype),
+                 np.arange(rows)[::-1].copy(), np.array([0, 3, rows]),
+                 Adam().scalars(0, np.full(2, 0.01)), np.zeros(2))
 print("untouched")
 """
 

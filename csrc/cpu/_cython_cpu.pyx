@@ -73,6 +73,9 @@ cdef extern from "kernels.h" nogil:
             int64_t, void *, const void *, void *, void *, int64_t, const double *, double, void *
         ) noexcept nogil
 
+cdef extern from "constants.h" nogil:
+    const char *FN_CONSTANTS
+
 cdef extern from "choose.h" nogil:
     const char *const *fn_names
     int fn_supported(const char *)
@@ -81,6 +84,11 @@ cdef extern from "choose.h" nogil:
 # The kernels in use, of float32 and of float64.
 cdef const fn_kernels *_kernels[2]
 cdef str _chosen = ""
+
+
+def constants():
+    """Name of the tables and codes that the kernels were built with."""
+    return FN_CONSTANTS.decode()
 
 
 def instruction_sets():

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastneuron.kernels import constants
 from fastneuron.kernels.blocked import BlockedEngine
 from fastneuron.kernels.contract import Array
 from fastneuron.kernels.panel_slots import PanelSlots
@@ -42,6 +43,11 @@ def _extension() -> Any:
 
 def _choose(extension: Any) -> None:
     """Take the instruction set that is asked for, or the best."""
+    if getattr(extension, "constants", str)() != constants.digest():
+        raise ImportError(
+            "the compiled extension was built for other tables than this Python code has: "
+            "install fastneuron again, from the same source"
+        )
     names = extension.instruction_sets()
     asked = os.environ.get(VARIABLE, "")
     if asked and asked not in names:

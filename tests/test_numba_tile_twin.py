@@ -41,7 +41,7 @@ def of_rows(  # type: ignore[no-untyped-def]
         n_rows,
         extra,
         most,
-        (ahead, b, 0, 0, 0),
+        (ahead, b, 0, 0, 0, b, ahead),
     )
 
 
@@ -64,7 +64,7 @@ def of_batch(  # type: ignore[no-untyped-def]
         n_rows,
         extra,
         most,
-        (ahead, a, b, out, start),
+        (ahead, a, b, out, start, b, ahead),
     )
 
 

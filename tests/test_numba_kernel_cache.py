@@ -254,7 +254,7 @@ def test_the_digest_names_the_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_digest_covers_what_kernels_take_from_elsewhere() -> None:
     covered = set(places._CONSTANTS)
     # Python around the compiled code, of which nothing is compiled in.
-    covered |= {"places.py", "kernels/blocked.py"}
+    covered |= {"places.py", "kernels/blocked.py", "kernels/panel_slots.py"}
     for path in (PACKAGE / "kernels" / "numba_cpu").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastneuron"):
