@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from forwards import forwards
 from neighbours import neighbours
 from pinned import machine, run_pinned, teller, usable_cores, write_json
 from starting import starts
-from step_ratios import activations, avx2, avx2_environment, biases, float64
+from step_ratios import activations, avx2, avx2_environment, biases, cython, float64
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ PARTS = {
     "bias": Part(biases, "a step with biases over one without, on the rows of the table"),
     "float64": Part(float64, "efficiency in float64"),
     "avx2": Part(avx2, "efficiency of code for AVX2", environment=avx2_environment()),
+    "cython": Part(cython, "a step of the kernels in C over one of Numba's, rows of the table"),
+    "cython2": Part(partial(cython, cores=2), "the same on two cores", cores=2),
     "forward": Part(forwards, "forward from Python, beside other libraries and the peak"),
     "neighbour": Part(neighbours, "two threads beside a busy process, over alone", cores=2),
     "start": Part(starts, "process start to the first finished step"),

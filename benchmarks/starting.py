@@ -17,7 +17,7 @@ from judging import LOSS_TOLERANCE, Say, WrongResult, failure
 import fastneuron
 
 #: Seconds.
-WARM_GOAL, COLD_GOAL = 1.2, 15.0
+WARM_GOAL, COLD_GOAL, AHEAD_GOAL = 1.2, 15.0, 0.35
 LEAST_STARTS, MOST_STARTS = 3, 9
 
 #: What the process does: it tells the loss of its first step, then what the second one starts from.
@@ -74,24 +74,33 @@ def start_seconds(cache: Path, backend: str, program: str = PROGRAM) -> float:
 
 
 def starts(
-    seconds: float, say: Say, backend: str = "numba", program: str = PROGRAM
+    seconds: float,
+    say: Say,
+    backend: str = "numba",
+    program: str = PROGRAM,
+    ahead: str = "cython",
 ) -> dict[str, Any]:
-    """Start once with an empty kernel cache, then again and again with what that one left."""
+    """Start with an empty kernel cache, with what that one left, and with what needs no compiling.
+
+    `backend` compiles at first use, `ahead` is compiled when it is built.
+    """
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        for what, goal, least, most in (
-            (f"{LABEL}: first step, empty kernel cache", at_most(COLD_GOAL), 1, 1),
-            (f"{LABEL}: first step, kernels compiled", at_most(WARM_GOAL), LEAST_STARTS, 0),
+        for what, name, goal, least, most in (
+            ("empty kernel cache", backend, at_most(COLD_GOAL), 1, 1),
+            ("kernels compiled", backend, at_most(WARM_GOAL), LEAST_STARTS, MOST_STARTS),
+            (ahead, ahead, at_most(AHEAD_GOAL), LEAST_STARTS, MOST_STARTS),
         ):
+            what = f"{LABEL}: first step, {what}"
             times: list[float] = []
             begun = time.perf_counter()
             try:
                 while len(times) < least or (
-                    len(times) < (most or MOST_STARTS) and time.perf_counter() - begun < seconds
+                    len(times) < most and time.perf_counter() - begun < seconds
                 ):
                     say(f"start {len(times) + 1}: {what}")
-                    times.append(start_seconds(cache, backend, program))
+                    times.append(start_seconds(cache, name, program))
             except Exception as error:
                 figures.append(unmeasured(what, failure(error), goal, "s"))
                 continue

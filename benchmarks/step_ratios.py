@@ -1,4 +1,4 @@
-"""Steps of fastneuron against its own: other activations, no biases, float64, lesser vectors."""
+"""Steps of fastneuron against its own: activations, biases, float64, AVX2, kernels in C."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from figures import Figure, Goal, at_least, at_most, paired_ratio, report, unmeasured
 from judging import Contestant, Say, floor_microseconds, race
-from ours import FastneuronNumba
+from ours import FastneuronCython, FastneuronNumba
 from peak import try_peak
 from problems import ACTIVATIONS, TABLE, Peer, Row
 
@@ -22,6 +22,8 @@ ASKED = ("tanh", "sigmoid", "gelu", "silu")
 #: With biases at most so many times without; the rows of the table.
 BIAS_GOALS = tuple(zip(TABLE, (1.01,) * 4 + (1.05,) * 4, strict=True))
 FLOAT64_GOAL, AVX2_GOAL = 0.85, 0.80
+#: A step of the kernels in C at most so many times that of Numba's, on every row of the table.
+CYTHON_GOAL = 1.10
 AVX2 = (
     "sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16", "avx", "avx2", "fma", "f16c", "bmi",
     "bmi2", "lzcnt", "movbe",
@@ -29,10 +31,9 @@ AVX2 = (
 
 
 def _compare(
-    versions: dict[str, Row], base: str, seconds: float, say: Say, kind: type[Peer]
+    entered: Sequence[Contestant], base: str, cores: int, seconds: float, say: Say
 ) -> dict[str, dict[str, Any]]:
-    entered = [Contestant(name, kind, row) for name, row in versions.items()]
-    results = race(entered, 1, seconds * len(versions) / 2, say, ROUNDS)
+    results = race(entered, cores, seconds * len(entered) / 2, say, ROUNDS)
     if "each_round" in results[base]:
         for result in results.values():
             if "each_round" in result:
@@ -65,7 +66,8 @@ def activations(
     figures = []
     for row, bound in rows:
         versions = {name: replace(row, activation=name) for name in ACTIVATIONS}
-        results = _compare(versions, "relu", seconds, say, kind)
+        entered = [Contestant(name, kind, version) for name, version in versions.items()]
+        results = _compare(entered, "relu", 1, seconds, say)
         goals = {name: at_most(bound if name in ASKED else None) for name in ACTIVATIONS[1:]}
         figures += _figures(results, "relu", goals, row.label)
     return report(figures)
@@ -80,9 +82,27 @@ def biases(
     """Compare steps with and without biases."""
     figures = []
     for row, bound in rows:
-        versions = {"bias": row, "nobias": replace(row, bias=False)}
-        results = _compare(versions, "nobias", seconds, say, kind)
+        without = replace(row, bias=False)
+        entered = [Contestant("bias", kind, row), Contestant("nobias", kind, without)]
+        results = _compare(entered, "nobias", 1, seconds, say)
         figures += _figures(results, "nobias", {"bias": at_most(bound)}, row.label)
+    return report(figures)
+
+
+def cython(
+    seconds: float,
+    say: Say,
+    rows: Sequence[Row] = tuple(TABLE),
+    kinds: tuple[type[Peer], type[Peer]] = (FastneuronCython, FastneuronNumba),
+    cores: int = 1,
+) -> dict[str, Any]:
+    """Compare steps of the kernels in C with those of Numba's."""
+    figures = []
+    for row in rows:
+        pairs = zip(("cython", "numba"), kinds, strict=True)
+        entered = [Contestant(name, kind, row) for name, kind in pairs]
+        results = _compare(entered, "numba", cores, seconds, say)
+        figures += _figures(results, "numba", {"cython": at_most(CYTHON_GOAL)}, row.label)
     return report(figures)
 
 

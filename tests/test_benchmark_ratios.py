@@ -76,7 +76,8 @@ def test_every_goal_of_the_engine_has_its_figure(rooms: dict[str, ModuleType]) -
     assert [bound for _, bound in steps.BIAS_GOALS] == [1.01] * 4 + [1.05] * 4
     assert [row for row, _ in steps.BIAS_GOALS] == list(rooms["problems"].TABLE)
     assert set(rooms["ratios"].PARTS) == {
-        "activations", "bias", "float64", "avx2", "forward", "neighbour", "start"
+        "activations", "bias", "float64", "avx2", "cython", "cython2", "forward", "neighbour",
+        "start",
     }  # fmt: skip
 
 
@@ -101,6 +102,16 @@ def test_biases_are_compared_with_none(rooms: dict[str, ModuleType], row: Any, p
     assert (figure["what"], figure["status"]) == (f"{row.label}: bias over nobias", "ok")
     each = figure["detail"]["bias"]["each_round"], figure["detail"]["nobias"]["each_round"]
     assert figure["value"] == pytest.approx(np.median(np.divide(*each)), rel=1e-12)
+
+
+def test_kernels_in_c_are_compared_with_numbas(
+    rooms: dict[str, ModuleType], row: Any, plain: Any, wrong: Any
+) -> None:
+    compare = rooms["step_ratios"].cython
+    (figure,) = compare(0.001, quiet, [row], (plain, plain))["figures"]
+    assert (figure["what"], figure["status"]) == (f"{row.label}: cython over numba", "ok")
+    assert figure["goal"] == "<= 1.1"
+    assert statuses(compare(0.001, quiet, [row], (wrong, plain))) == {"wrong"}
 
 
 def test_wrong_steps_are_found_and_fail_the_run(
@@ -224,10 +235,10 @@ def test_a_wrong_run_beside_a_neighbour_is_found(
 
 def test_starts_are_timed_and_their_losses_checked(rooms: dict[str, ModuleType]) -> None:
     starting = rooms["starting"]
-    found = starting.starts(0.0, quiet, "numpy")
+    found = starting.starts(0.0, quiet, "numpy", ahead="numpy")
     assert statuses(found) == {"ok"}, found
-    cold, warm = found["figures"]
-    assert (cold["goal"], warm["goal"]) == ("<= 15", "<= 1.2")
+    cold, warm, ahead = found["figures"]
+    assert (cold["goal"], warm["goal"], ahead["goal"]) == ("<= 15", "<= 1.2", "<= 0.35")
     assert len(cold["detail"]["seconds"]) == 1
     assert len(warm["detail"]["seconds"]) == starting.LEAST_STARTS
 
@@ -243,7 +254,7 @@ def test_starts_are_timed_and_their_losses_checked(rooms: dict[str, ModuleType])
 def test_a_start_that_trains_something_else_is_found(
     rooms: dict[str, ModuleType], program: str, status: str, reason: str
 ) -> None:
-    found = rooms["starting"].starts(0.0, quiet, "numpy", program)
+    found = rooms["starting"].starts(0.0, quiet, "numpy", program, ahead="numpy")
     assert statuses(found) == {status}
     assert reason in found["figures"][0]["reason"]
 
