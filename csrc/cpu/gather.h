@@ -12,9 +12,9 @@
 /* Rows whose panels are copied side by side. */
 #define TOGETHER 8
 
-/* Copy `count` rows, a constant; lanes after the last column stay. */
+/* Copy `count` rows, a constant; lanes after the last column stay. Whole panels are noted. */
 INLINE void rows_from(int count, const real *x, int64_t columns, const int64_t *samples,
-                      int64_t first, real *out, int64_t stride)
+                      int64_t first, real *out, int64_t stride, real *most)
 {
     const real *starts[TOGETHER];
 #pragma GCC unroll 8
@@ -32,6 +32,16 @@ INLINE void rows_from(int count, const real *x, int64_t columns, const int64_t *
         for (int r = 0; r < count; r++) {
             store(out + r * PANEL, low[r]);
             store(out + r * PANEL + LANES, high[r]);
+        }
+        if (most) {
+            vec largest[2] = {load(most), load(most + LANES)};
+#pragma GCC unroll 8
+            for (int r = 0; r < count; r++) {
+                largest[0] = raised(largest[0], low[r]);
+                largest[1] = raised(largest[1], high[r]);
+            }
+            store(most, largest[0]);
+            store(most + LANES, largest[1]);
         }
     }
     const int64_t left = columns - column;
@@ -59,12 +69,13 @@ static void gather_rows(const real *x, int64_t columns, const int64_t *samples, 
     int64_t r = 0;
     for (; n_rows - r >= TOGETHER; r += TOGETHER)
         rows_from(TOGETHER, x, columns, samples ? samples + r : NULL, first + r, out + r * PANEL,
-                  stride);
+                  stride, most);
     for (; r < n_rows; r++)
-        rows_from(1, x, columns, samples ? samples + r : NULL, first + r, out + r * PANEL, stride);
-    if (most)
-        for (int64_t p = 0; p < panels(columns); p++)
-            note_run(most, out + p * stride, n_rows * PANEL);
+        rows_from(1, x, columns, samples ? samples + r : NULL, first + r, out + r * PANEL, stride,
+                  most);
+    /* A last panel that is not full is noted as it lies, with zeros in its other lanes. */
+    if (most && columns % PANEL != 0)
+        note_run(most, out + columns / PANEL * stride, n_rows * PANEL);
 }
 
 /* Copy one row to its place in panels that stand `stride` apart. The last register is filled up

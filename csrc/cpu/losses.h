@@ -53,9 +53,18 @@ INLINE int64_t panel_place(int64_t at, int64_t stride)
     return (int64_t)((uint64_t)at / PANEL) * stride + (at & (PANEL - 1));
 }
 
-INLINE vec values_registers(const int code, const real *out, real *delta, int64_t stride,
-                            const real *target, const real *coming, int64_t outputs, vec factors)
+/* Any loss of one row but cross-entropy, a mean over its outputs; returns scale * loss.
+
+   The outputs stand in panels from `out` on, `stride` apart; scale * dL/d(output) is written to
+   those at `delta`, which may be the same, with zeros up to the end of the last. The sum goes over
+   registers, and then over lanes in halves: its order is that of the number of outputs. `coming` is
+   the target of the row after this one: rows of a shuffled batch lie anywhere, so each is asked for
+   a row ahead. */
+INLINE real values_of_row(const int code, const real *out, real *delta, int64_t stride,
+                          const real *target, const real *coming, int64_t outputs, real scale)
 {
+    const real factor = scale / (real)outputs;
+    const vec factors = every(factor);
     vec total = zeros();
     for (int64_t at = 0; at < outputs; at += LANES) {
         const int64_t place = panel_place(at, stride);
@@ -67,39 +76,41 @@ INLINE vec values_registers(const int code, const real *out, real *delta, int64_
         store(delta + place, choose(some, factors * slope, zeros()));
         total += choose(some, loss, zeros());
     }
-    return total;
-}
-
-/* Any loss of one row but cross-entropy, a mean over its outputs; returns scale * loss.
-
-   The outputs stand in panels from `out` on, `stride` apart; scale * dL/d(output) is written to
-   those at `delta`, which may be the same, with zeros up to the end of the last. The sum goes over
-   registers, and then over lanes in halves: its order is that of the number of outputs. `coming` is
-   the target of the row after this one: rows of a shuffled batch lie anywhere, so each is asked for
-   a row ahead. */
-NOINLINE real values_row(int64_t code, const real *out, real *delta, int64_t stride,
-                         const real *target, const real *coming, int64_t outputs, real scale)
-{
-    const real factor = scale / (real)outputs;
-    const vec all = every(factor);
-    vec total = zeros();
-#define EACH(name)                                                                                 \
-    case name:                                                                                     \
-        total = values_registers(name, out, delta, stride, target, coming, outputs, all);          \
-        break;
-    switch (code) {
-        EACH(LOSS_MSE)
-        EACH(LOSS_MAE)
-        EACH(LOSS_HUBER)
-        EACH(LOSS_BINARY_CROSS_ENTROPY)
-        EACH(LOSS_POISSON)
-    }
-#undef EACH
     /* Where the last panel is at most half full, its other half was not visited. */
     const int64_t last = panel_place((outputs - 1) & -LANES, stride);
     if (((outputs - 1) & LANES) == 0)
         store(delta + last + LANES, zeros());
     return factor * sum_of_lanes(total);
+}
+
+/* Calls each(LOSS_...) for the code that is given, as a constant. */
+#define FN_VALUES(code, each)                                                                      \
+    switch (code) {                                                                                \
+    case LOSS_MSE:                                                                                 \
+        each(LOSS_MSE);                                                                            \
+        break;                                                                                     \
+    case LOSS_MAE:                                                                                 \
+        each(LOSS_MAE);                                                                            \
+        break;                                                                                     \
+    case LOSS_HUBER:                                                                               \
+        each(LOSS_HUBER);                                                                          \
+        break;                                                                                     \
+    case LOSS_BINARY_CROSS_ENTROPY:                                                                \
+        each(LOSS_BINARY_CROSS_ENTROPY);                                                           \
+        break;                                                                                     \
+    case LOSS_POISSON:                                                                             \
+        each(LOSS_POISSON);                                                                        \
+        break;                                                                                     \
+    }
+
+/* The same of any code. */
+NOINLINE real values_row(int64_t code, const real *out, real *delta, int64_t stride,
+                         const real *target, int64_t outputs, real scale)
+{
+#define EACH(name) return values_of_row(name, out, delta, stride, target, target, outputs, scale)
+    FN_VALUES(code, EACH)
+#undef EACH
+    return 0;
 }
 
 #endif

@@ -117,10 +117,18 @@ static int64_t final_layer(const TrainingStep *s)
 /* Rows that a thread takes through phase A at a time. */
 static int64_t block_rows(const TrainingStep *s)
 {
-    const int64_t share = (s->batch + s->n_threads - 1) / s->n_threads;
+    const int64_t share =
+        s->n_threads == 1 ? s->batch : (s->batch + s->n_threads - 1) / s->n_threads;
     const int64_t unit = s->slim ? AT_SLIM_ROWS : AT_TILE_ROWS;
     const bool all_slim = s->slim && s->head[AT_SLIM_LAYERS] == s->head[AT_N_LAYERS];
-    return least(all_slim ? AT_SLIM_BLOCK : AT_MAX_BLOCK, (share + unit - 1) / unit * unit);
+    /* No division: a unit is a power of two. */
+    return least(all_slim ? AT_SLIM_BLOCK : AT_MAX_BLOCK, (share + unit - 1) & -unit);
+}
+
+/* Blocks of so many rows that a batch is cut into. */
+static int64_t blocks_of(const TrainingStep *s, int64_t block)
+{
+    return s->batch <= block ? 1 : (s->batch + block - 1) / block;
 }
 
 /* Take one block of rows through all of phase A. */
@@ -144,7 +152,7 @@ INLINE int64_t draw_of(const TrainingStep *s, int64_t total)
 
 static bool phase_a_by_rows(const TrainingStep *s)
 {
-    const int64_t block = block_rows(s), blocks = (s->batch + block - 1) / block;
+    const int64_t block = block_rows(s), blocks = blocks_of(s, block);
     int64_t ticket;
     while ((ticket = draw_of(s, blocks)) < blocks)
         pass_of_rows(s, ticket * block, least(block, s->batch - ticket * block));
@@ -154,7 +162,7 @@ static bool phase_a_by_rows(const TrainingStep *s)
 /* Gather, each layer forward, loss, each layer back, and the team meets after each. */
 static bool phase_a_by_columns(const TrainingStep *s)
 {
-    const int64_t block = block_rows(s), blocks = (s->batch + block - 1) / block;
+    const int64_t block = block_rows(s), blocks = blocks_of(s, block);
     const int64_t n_layers = s->head[AT_N_LAYERS];
     int64_t ticket;
     if (s->stages & STAGES_FORWARD) {

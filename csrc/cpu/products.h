@@ -66,12 +66,10 @@ NOINLINE void panels_product(int64_t count, int64_t columns, int epilogue, real 
 {
     const int64_t tall = count > 1 ? n_rows - n_rows % TALL : n_rows;
     if (tall > 0)
-        for (int64_t i = 0; i < count; i++) {
-            const Ahead ahead = {ahead_step, {b + (i + 1) * b_panel, NULL, NULL, NULL}};
+        for (int64_t i = 0; i < count; i++)
             product_rows(columns - i * PANEL, epilogue, out + i * stride, start + i * start_panel,
                          start_step, a, stride, b + i * b_panel, depth, tall, extra + i * stride,
-                         most, ahead);
-        }
+                         most, b + (i + 1) * b_panel, ahead_step);
     const int64_t skip = tall * PANEL, left = n_rows - tall;
     Group g = {count, epilogue, out + skip, stride, start + tall * start_step, start_step,
                start_panel, a + skip, b, b_panel, depth, extra + skip, most};

@@ -146,14 +146,18 @@ static void values_block(real *arena, const int64_t *head, const int64_t *layer,
                          const int64_t *samples, int64_t first, int64_t n_rows, int64_t batch)
 {
     const real share = (real)(1.0 / (double)batch);
-    for (int64_t r = first; r < first + n_rows; r++) {
-        const real *target = targets + samples[r] * target_columns;
-        const real *coming = targets + samples[least(r + 1, batch - 1)] * target_columns;
-        arena[head[AT_ROW_LOSS] + r] =
-            values_row(head[AT_LOSS], arena + layer[AT_OUT_ROWS] + r * PANEL,
-                       arena + layer[AT_OUT_DELTA] + r * PANEL, stride, target, coming,
-                       layer[AT_OUTPUTS], row_scale(weight, samples[r], share));
+    const int64_t outputs = layer[AT_OUTPUTS];
+    const real *out = arena + layer[AT_OUT_ROWS];
+    real *delta = arena + layer[AT_OUT_DELTA], *losses = arena + head[AT_ROW_LOSS];
+#define EACH(name)                                                                                 \
+    for (int64_t r = first; r < first + n_rows; r++) {                                             \
+        const real *target = targets + samples[r] * target_columns;                                \
+        const real *coming = targets + samples[least(r + 1, batch - 1)] * target_columns;          \
+        losses[r] = values_of_row(name, out + r * PANEL, delta + r * PANEL, stride, target,        \
+                                  coming, outputs, row_scale(weight, samples[r], share));          \
     }
+    FN_VALUES(head[AT_LOSS], EACH)
+#undef EACH
 }
 
 #endif

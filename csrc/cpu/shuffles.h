@@ -126,8 +126,7 @@ INLINE vec lane_sums(vec *rows)
    infinity. */
 INLINE vec raised(vec largest, vec value)
 {
-    const vec size = absolute(value);
-    return choose(whole_greater(bits(size), bits(largest)), size, largest);
+    return of_bits(whole_larger(bits(absolute(value)), bits(largest)));
 }
 
 /* Raise the panel row of maxima at `most` by a panel row. */

@@ -39,7 +39,7 @@ static void dense_forward(const real *x, const real *w, const real *b, int64_t c
         if (b)
             copy(start, b + first, columns);
         product_rows(columns, TILE_PLAIN, result, start, 0, rows, stride, weight, inputs, n_rows,
-                     NULL, NULL, NOTHING_AHEAD);
+                     NULL, NULL, weight, 0);
         activate(code, result, stride);
         unpack_panel(result, n_rows, columns, out + first, outputs);
     }
@@ -81,7 +81,7 @@ static void input_gradient(const real *dz, const real *w, const real *zero_row, 
             for (int64_t o = 0; o < outputs; o++)
                 turned[o * PANEL + k] = w[(first + k) * outputs + o];
         product_rows(columns, TILE_PLAIN, result, zero_row, 0, dz, n_rows * PANEL, turned, outputs,
-                     n_rows, NULL, NULL, NOTHING_AHEAD);
+                     n_rows, NULL, NULL, turned, 0);
         unpack_panel(result, n_rows, columns, dx + first, inputs);
     }
 }
@@ -134,7 +134,7 @@ static void loss_rows(int64_t code, const real *out, const int64_t *labels, cons
             code == LOSS_CROSS_ENTROPY
                 ? cross_entropy_row(scratch, delta, PANEL, outputs, labels ? labels[r] : 0, target,
                                     scale)
-                : values_row(code, scratch, delta, PANEL, target, target, outputs, scale);
+                : values_row(code, scratch, delta, PANEL, target, outputs, scale);
         rows[r] = loss * (real)n_rows;
         copy(dout + r * outputs, delta, outputs);
     }

@@ -31,15 +31,28 @@ enum { WALK_ROWS, WALK_BATCH };
 #define TALL 8
 #define TALL_WITH_ONES 8
 #endif
+/* Tall tiles of a whole weight tile; the places that it can ask for ahead; how many of those each
+   tall tile asks for, side by side. */
+#define TALLS (PANEL / TALL > 0 ? PANEL / TALL : 1)
+#define AHEAD 4
+#define BESIDE ((AHEAD + TALLS - 1) / TALLS)
 
-/* Memory that is needed after a product: while it computes, a tall tile asks for one cache line
-   every UNROLL steps of k and goes `step` elements on. Batch: tall tile i starts from place i.
-   Rows: from place 0, and each goes on where the one before it ended; a step above 0 also makes it
-   ask for what the next tile reads and writes. */
+/* Memory that is needed after a batch product: while it computes, a tall tile asks for cache lines
+   every UNROLL steps of k. Tall tile i starts from place i, or where there are fewer tall tiles
+   from several, and goes `step` elements on each time; beside it they ask from `soon` on,
+   `soon_step` elements further each time, one tile after the other. A step of 0: for nothing. */
 typedef struct {
     int64_t step;
-    const real *place[4];
+    const real *place[AHEAD];
+    const real *soon;
+    int64_t soon_step;
 } Ahead;
+#define NOTHING_AHEAD ((Ahead){0})
+
+/* How far a product is with what it asks for; rows have the first place only. */
+typedef struct {
+    const real *ahead[BESIDE], *soon;
+} Lines;
 
 /* The run-time arguments of a product. */
 typedef struct {
@@ -55,7 +68,7 @@ typedef struct {
     real *ones;       /* BATCH: where the sums of B go */
     real *most;       /* ROWS: a panel row of maxima, or NULL */
     const real *rates;
-    int64_t ahead_step;
+    int64_t ahead_step, soon_step;
 } Product;
 
 /* Nothing, but the compiler must have the value in a register here. */
@@ -111,17 +124,30 @@ INLINE void multiply(int rows, int registers, bool ones, int64_t row_step, const
     }
 }
 
+/* Ask for the next of a line of cache lines. */
+INLINE void ask(const real **place, int64_t step)
+{
+    __builtin_prefetch(*place, 0, 2);
+    *place += step;
+    AS_IT_STANDS(*place);
+}
+
 /* Add `count` steps of k; lower tiles are for edges and not unrolled. */
-INLINE const real *run(int rows, int registers, int walk, bool ones, int64_t count, const real *a,
-                       const real *b, vec (*sums)[2], const Product *p, const real *ahead)
+INLINE void run(int rows, int registers, int walk, bool ones, int64_t count, const real *a,
+                const real *b, vec (*sums)[2], const Product *p, Lines *lines)
 {
     AS_IT_STANDS(count);
     const int64_t row_step = walk == WALK_ROWS ? PANEL : 1, k_step = walk == WALK_ROWS ? 1 : PANEL;
     if (rows == (ones ? TALL_WITH_ONES : TALL))
 #pragma GCC unroll 1
         for (; count >= UNROLL; count -= UNROLL) {
-            __builtin_prefetch(ahead, 0, 2);
-            ahead += p->ahead_step;
+            ask(&lines->ahead[0], p->ahead_step);
+            if (walk == WALK_BATCH) {
+#pragma GCC unroll 4
+                for (int i = 1; i < BESIDE; i++)
+                    ask(&lines->ahead[i], p->ahead_step);
+                ask(&lines->soon, p->soon_step);
+            }
 #pragma GCC unroll 4
             for (int k = 0; k < UNROLL; k++)
                 multiply(rows, registers, ones, row_step, a + k * k_step, b + k * PANEL, sums);
@@ -129,7 +155,6 @@ INLINE const real *run(int rows, int registers, int walk, bool ones, int64_t cou
             b += UNROLL * PANEL;
             AS_IT_STANDS(a);
             AS_IT_STANDS(b);
-            AS_IT_STANDS(ahead);
         }
 #pragma GCC unroll 1
     for (; count > 0; count--) {
@@ -137,7 +162,6 @@ INLINE const real *run(int rows, int registers, int walk, bool ones, int64_t cou
         a += k_step;
         b += PANEL;
     }
-    return ahead;
 }
 
 /* Store the computed registers of a row, and zeros in the other half where there is one. */
@@ -204,9 +228,9 @@ INLINE void finish_gradient(int rows, int registers, vec (*sums)[2], const Produ
         store_row(registers, out + r * PANEL, sums[r]);
 }
 
-/* Compute the tile that begins `done` rows down; return where the lines ahead go on. */
-INLINE const real *tile(int rows, int registers, int walk, bool ones, const Product *p,
-                        int64_t done, const real *ahead)
+/* Compute the tile that begins `done` rows down. */
+INLINE void tile(int rows, int registers, int walk, bool ones, const Product *p, int64_t done,
+                 Lines *lines)
 {
     real *out = p->out + done * PANEL;
     const real *gate = p->epilogue == TILE_RELU_GATE ? p->gate + done * PANEL : out;
@@ -245,60 +269,67 @@ INLINE const real *tile(int rows, int registers, int walk, bool ones, const Prod
     }
 
     if (walk == WALK_BATCH) {
-        ahead = run(rows, registers, walk, ones, p->depth, p->a + done, p->b, sums, p, ahead);
+        run(rows, registers, walk, ones, p->depth, p->a + done, p->b, sums, p, lines);
         finish_gradient(rows, registers, sums, p, out);
         if (ones)
             store_row(registers, p->ones, sums[rows]);
-        return ahead;
+        return;
     }
     const real *a = p->a + done * PANEL, *b = p->b;
 #pragma GCC unroll 1
     for (int64_t left = p->depth; left > 0; left -= PANEL) {
-        ahead = run(rows, registers, walk, ones, least(left, PANEL), a, b, sums, p, ahead);
+        run(rows, registers, walk, ones, least(left, PANEL), a, b, sums, p, lines);
         a += p->a_panel;
         b += PANEL * PANEL;
     }
     finish_rows(rows, registers, sums, p->epilogue, out, gate, p->most);
-    return ahead;
 }
 
-/* Tall tiles as long as they fit, then one each of 4, 2 and 1 rows as needed. */
-INLINE void tiles_of(int registers, int walk, const Product *p, int64_t n_rows, const Ahead *lines)
+/* Begin with the places that tall tile `i` asks for. */
+INLINE void lines_from(Lines *lines, const real *const *places, int64_t i)
 {
-    /* Without a step every line is the same one: one that is there. */
-    const real *ahead = lines->step != 0 ? lines->place[0] : p->b;
+#pragma GCC unroll 4
+    for (int64_t k = 0, first = i * BESIDE; k < BESIDE; k++)
+        lines->ahead[k] = places[least(first + k, AHEAD - 1)];
+}
+
+/* Tall tiles as long as they fit, then one each of 4, 2 and 1 rows as needed. `places` are a batch
+   product's. */
+INLINE void tiles_of(int registers, int walk, const Product *p, int64_t n_rows, Lines lines,
+                     const real *const *places)
+{
     int64_t done = 0;
     if (walk == WALK_BATCH && p->ones) { /* the first tile carries the always-on row */
         if (n_rows >= TALL_WITH_ONES) {
-            tile(TALL_WITH_ONES, registers, walk, true, p, 0, ahead);
+            tile(TALL_WITH_ONES, registers, walk, true, p, 0, &lines);
             done = TALL_WITH_ONES;
         } else if (TALL_WITH_ONES > 4 && n_rows >= 4) {
-            tile(4, registers, walk, true, p, 0, ahead);
+            tile(4, registers, walk, true, p, 0, &lines);
             done = 4;
         } else if (n_rows >= 2) {
-            tile(2, registers, walk, true, p, 0, ahead);
+            tile(2, registers, walk, true, p, 0, &lines);
             done = 2;
         } else if (n_rows >= 1) {
-            tile(1, registers, walk, true, p, 0, ahead);
+            tile(1, registers, walk, true, p, 0, &lines);
             done = 1;
         }
     }
 #pragma GCC unroll 1
     for (; n_rows - done >= TALL; done += TALL) {
-        if (walk == WALK_BATCH && lines->step != 0)
-            ahead = lines->place[least(done / TALL, 3)];
-        ahead = tile(TALL, registers, walk, false, p, done, ahead);
+        if (walk == WALK_BATCH && p->ahead_step != 0)
+            lines_from(&lines, places, done / TALL);
+        tile(TALL, registers, walk, false, p, done, &lines);
     }
     if (n_rows - done >= 4) {
-        ahead = tile(4, registers, walk, false, p, done, ahead);
+        tile(4, registers, walk, false, p, done, &lines);
         done += 4;
     }
     if (n_rows - done >= 2) {
-        ahead = tile(2, registers, walk, false, p, done, ahead);
+        tile(2, registers, walk, false, p, done, &lines);
         done += 2;
     }
     if (n_rows > done)
-        tile(1, registers, walk, false, p, done, ahead);
+        tile(1, registers, walk, false, p, done, &lines);
 }
 
 /* Compute rows of one panel: out[r, c] = e(start[r, c] + sum_k A[r, k] B[k, c]).
@@ -310,19 +341,23 @@ INLINE void tiles_of(int registers, int walk, const Product *p, int64_t n_rows, 
    a, a_panel : A's first element, and elements from one panel of A to the next.
    b, depth : contiguous over k with PANEL columns; a depth of 0 stores the start.
    extra : for TILE_RELU_GATE the saved outputs, laid out like `out`.
-   most : a panel row of maxima, see `note_run`, that the stored rows raise, or NULL. */
+   most : a panel row of maxima, see `note_run`, that the stored rows raise, or NULL.
+   ahead, ahead_step : while it computes, a tall tile asks for one cache line every UNROLL steps of
+       k and goes `ahead_step` elements on, and each tile goes on where the one before it ended; a
+       step above 0 also makes it ask for what the next tile reads and writes. */
 NOINLINE void product_rows(int64_t columns, int epilogue, real *out, const real *start,
                            int64_t start_step, const real *a, int64_t a_panel, const real *b,
                            int64_t depth, int64_t n_rows, const real *extra, real *most,
-                           Ahead ahead)
+                           const real *ahead, int64_t ahead_step)
 {
     const Product p = {.epilogue = epilogue, .out = out, .start = start, .start_step = start_step,
                        .a = a, .a_panel = a_panel, .b = b, .depth = depth, .gate = extra,
-                       .most = most, .ahead_step = ahead.step};
+                       .most = most, .ahead_step = ahead_step};
+    const Lines lines = {.ahead = {ahead}};
     if (columns <= LANES)
-        tiles_of(1, WALK_ROWS, &p, n_rows, &ahead);
+        tiles_of(1, WALK_ROWS, &p, n_rows, lines, NULL);
     else
-        tiles_of(2, WALK_ROWS, &p, n_rows, &ahead);
+        tiles_of(2, WALK_ROWS, &p, n_rows, lines, NULL);
 }
 
 /* The same of a panel's lanes: out[r, c] = e(start[r, c] + sum_k A[k, r] B[k, c]).
@@ -333,15 +368,19 @@ NOINLINE void product_rows(int64_t columns, int epilogue, real *out, const real 
        `out`. */
 NOINLINE void product_batch(int64_t columns, int epilogue, real *out, const real *start,
                             int64_t start_step, const real *a, const real *b, int64_t depth,
-                            int64_t n_rows, real *extra, const real *rates, Ahead ahead)
+                            int64_t n_rows, real *extra, const real *rates, const Ahead *ahead)
 {
     const Product p = {.epilogue = epilogue, .out = out, .start = start, .start_step = start_step,
                        .a = a, .b = b, .depth = depth, .ones = extra, .rates = rates,
-                       .ahead_step = ahead.step};
+                       .ahead_step = ahead->step, .soon_step = ahead->soon_step};
+    /* Without steps all lines are the same one: one that is there. */
+    Lines lines = {.soon = ahead->step != 0 ? ahead->soon : b};
+    for (int k = 0; k < BESIDE; k++)
+        lines.ahead[k] = ahead->step != 0 ? ahead->place[k] : b;
     if (columns <= LANES)
-        tiles_of(1, WALK_BATCH, &p, n_rows, &ahead);
+        tiles_of(1, WALK_BATCH, &p, n_rows, lines, ahead->place);
     else
-        tiles_of(2, WALK_BATCH, &p, n_rows, &ahead);
+        tiles_of(2, WALK_BATCH, &p, n_rows, lines, ahead->place);
 }
 
 #endif

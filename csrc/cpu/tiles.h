@@ -14,9 +14,12 @@
 #include "transpose.h"
 #include "updates.h"
 
-/* Places ahead that a product can ask for, one for each tall tile of a weight tile. */
-#define AHEAD 4
-#define NOTHING_AHEAD ((Ahead){0})
+/* Outputs of a tile up to which, and rows of a batch from which, its gradient has inputs for lanes.
+   At most as many as a scratch's panel rows beside its tile. A register of one output in 16 lanes
+   is 15 of nothing (4096-1: 16 cycles a row and tile, with inputs for lanes 4; turning it back takes
+   as long as some 10 rows). */
+#define NARROW 4
+#define TURNED_ROWS 32
 
 /* dW of `n_rows` inputs and one panel of outputs, in chunks of the batch.
 
@@ -34,26 +37,51 @@ static void weight_gradient(real *out, const real *zero_row, const real *a, cons
         const bool descends = parameters && r + depth == batch;
         product_batch(columns, descends ? TILE_DESCENT : TILE_PLAIN, descends ? parameters : out,
                       start, start_step, a + r * PANEL, b + r * PANEL, depth, n_rows, bias_out,
-                      rates, ahead);
-        for (int i = 0; i < AHEAD && ahead.step != 0; i++)
-            ahead.place[i] += depth / UNROLL * ahead.step;
+                      rates, &ahead);
+        if (ahead.step != 0) {
+            for (int i = 0; i < AHEAD; i++)
+                ahead.place[i] += depth / UNROLL * ahead.step;
+            ahead.soon += depth / UNROLL * TALLS * ahead.soon_step;
+        }
         start = out;
         start_step = PANEL;
         r += depth;
     } while (r < batch);
 }
 
-/* Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`. */
+/* Whether a tile's gradient is computed with its inputs for lanes. */
+INLINE bool is_turned(const TrainingStep *s, const int64_t *tile)
+{
+    return tile[AT_TILE_OUTPUTS] <= NARROW && tile[AT_TILE_BIAS] < 0 && s->batch >= TURNED_ROWS;
+}
+
+/* Write a gradient that stands at `turned`, a panel row for each output, as a tile. */
+static void turn_back(const real *turned, real *out, int64_t inputs, int64_t outputs)
+{
+    clear(out, inputs * PANEL);
+    for (int64_t o = 0; o < outputs; o++)
+        for (int64_t i = 0; i < inputs; i++)
+            out[i * PANEL + o] = turned[o * PANEL + i];
+}
+
+/* Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`. `spare` has
+   room for NARROW panel rows. */
 static void gradient(const TrainingStep *s, const int64_t *tile, real *out, real *bias_out,
-                     Ahead ahead, real *parameters, const real *rates)
+                     Ahead ahead, real *parameters, const real *rates, real *spare)
 {
     const int64_t *layer = layer_of(s, tile[AT_TILE_LAYER]);
-    if (is_slim(s, layer))
+    const int64_t inputs = tile[AT_TILE_INPUTS], outputs = tile[AT_TILE_OUTPUTS];
+    const real *a = s->arena + tile[AT_TILE_A], *b = s->arena + tile[AT_TILE_B];
+    if (is_slim(s, layer)) {
         slim_gradient(s->arena, s->head, layer, s->batch, out, bias_out);
-    else
-        weight_gradient(out, region(s, AT_ZEROS), s->arena + tile[AT_TILE_A],
-                        s->arena + tile[AT_TILE_B], s->batch, tile[AT_TILE_INPUTS],
-                        tile[AT_TILE_OUTPUTS], bias_out, ahead, parameters, rates);
+    } else if (is_turned(s, tile)) { /* the same products in the same order */
+        weight_gradient(spare, region(s, AT_ZEROS), b, a, s->batch, outputs, inputs, NULL,
+                        NOTHING_AHEAD, NULL, NULL);
+        turn_back(spare, out, inputs, outputs);
+    } else {
+        weight_gradient(out, region(s, AT_ZEROS), a, b, s->batch, inputs, outputs, bias_out, ahead,
+                        parameters, rates);
+    }
 }
 
 /* Gradient of one tile, to the gradient region; its sum of squares beside it. */
@@ -63,7 +91,7 @@ static void tile_gradient(const TrainingStep *s, int64_t ticket)
     const bool with_bias = tile[AT_TILE_BIAS] >= 0;
     real *out = region(s, AT_GRADIENT) + tile[AT_TILE_WEIGHT];
     real *bias_out = with_bias ? region(s, AT_GRADIENT) + tile[AT_TILE_BIAS] : NULL;
-    gradient(s, tile, out, bias_out, NOTHING_AHEAD, NULL, NULL);
+    gradient(s, tile, out, bias_out, NOTHING_AHEAD, NULL, NULL, s->scratch);
     region(s, AT_TILE_SQUARES)[ticket] =
         squares(out, tile[AT_TILE_INPUTS] * PANEL, bias_out, with_bias ? PANEL : 0);
 }
@@ -118,8 +146,9 @@ static const real *coming_piece(const TrainingStep *s, int64_t piece, int64_t pi
 /* What a tile's gradient asks the caches for.
 
    Of many parameters: its own, their moments and their transposed copy, for the update that
-   follows. In layer 0, of `first_tiles` tiles, beside them, or alone, a piece of the rows that
-   the next step begins with: a thread's share of the tiles has its share of the rows. */
+   follows, and its share of the activations of the next input panel. In layer 0, of `first_tiles`
+   tiles, beside them, or alone, a piece of the rows that the next step begins with: a thread's
+   share of the tiles has its share of the rows. */
 static Ahead lines_ahead(const TrainingStep *s, int64_t ticket, int64_t first_tiles)
 {
     const int64_t *tile = tile_of(s, ticket);
@@ -131,7 +160,7 @@ static Ahead lines_ahead(const TrainingStep *s, int64_t ticket, int64_t first_ti
     const int64_t streams = far ? 1 : AHEAD;
     const int64_t pieces = most_of(streams * first_tiles / most_of(s->n_coming, 1), 1);
     const int64_t size = (s->x_columns + pieces - 1) / pieces;
-    Ahead ahead;
+    Ahead ahead = {.soon = s->arena};
     if (!far) {
         ahead.step = most_of(size / turns, 1);
         for (int i = 0; i < AHEAD; i++)
@@ -144,23 +173,28 @@ static Ahead lines_ahead(const TrainingStep *s, int64_t ticket, int64_t first_ti
         ahead.place[i] = region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT] + i * moments;
     ahead.place[AHEAD - 1] =
         first ? coming_piece(s, ticket, pieces, size) : s->arena + tile[AT_TILE_TRANSPOSED];
+    const int64_t shares = TALLS * tile[AT_TILE_SHARES];
+    /* Not past a line: what the tiles have no time to ask for is left out. */
+    ahead.soon_step = least((PANEL * UNROLL + shares - 1) / shares, LINE);
+    ahead.soon = s->arena + tile[AT_TILE_NEXT_A] +
+                 tile[AT_TILE_SHARE] * TALLS * turns * ahead.soon_step;
     return ahead;
 }
 
 /* Gradient and update of one tile in one visit; the gradient never leaves the cache.
 
-   For plain gradient descent it does not leave the registers. */
+   For plain gradient descent it does not leave the registers, unless it `is_turned`. */
 static void tile_step(const TrainingStep *s, int64_t ticket, int64_t first_tiles)
 {
     const int64_t *tile = tile_of(s, ticket);
     real *slope = s->scratch, *bias_slope = slope + PANEL * PANEL, *rates = bias_slope + PANEL;
-    const bool descends =
-        s->head[AT_UPDATE] == UPDATE_SGD && !is_slim(s, layer_of(s, tile[AT_TILE_LAYER]));
+    const bool descends = s->head[AT_UPDATE] == UPDATE_SGD && !is_turned(s, tile) &&
+                          !is_slim(s, layer_of(s, tile[AT_TILE_LAYER]));
     rates[0] = (real)s->scalars[OPTIMIZERS_RATE];
     rates[1] = (real)s->scalars[OPTIMIZERS_L2];
     gradient(s, tile, slope, tile[AT_TILE_BIAS] >= 0 ? bias_slope : NULL,
              lines_ahead(s, ticket, first_tiles),
-             descends ? region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT] : NULL, rates);
+             descends ? region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT] : NULL, rates, bias_slope);
     apply(s, tile, descends ? NULL : slope, bias_slope, 1.0);
 }
 

@@ -15,15 +15,13 @@
 #include "sync.h"
 #include "tiles.h"
 
-/* Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
-   the first-level cache, and their squares cost less than the bound that proves them finite. */
-#define FUSE_FROM 5
-
 /* The factor that brings the global gradient norm down to `limit`; 0 means no limit. */
 static double clip_scale(double squared, double limit)
 {
+    if (limit <= 0)
+        return 1;
     const double norm = sqrt(squared);
-    return limit > 0 && norm > limit ? limit / norm : 1;
+    return norm > limit ? limit / norm : 1;
 }
 
 /* Weight tiles of layer 0. */
@@ -98,7 +96,7 @@ static bool step(TrainingStep *s)
     if ((stale || (s->stages & STAGES_INPUT_DELTA && !s->few)) && !refresh_copies(s, stale))
         return false;
     const bool one_visit = s->stages & STAGES_UPDATE && s->scalars[OPTIMIZERS_CLIP_NORM] == 0 &&
-                           s->head[AT_N_TILES] >= FUSE_FROM;
+                           s->head[AT_N_TILES] >= AT_FUSE_FROM;
     s->most = one_visit ? maxima_of(s, s->tid) : NULL;
     if (!phase_a(s) || !barrier(s->words, s->n_threads))
         return false;
@@ -152,6 +150,8 @@ static void infer(const fn_inference *t)
     const int64_t outputs = last[AT_OUTPUTS];
     const int64_t blocks = (t->n_rows + AT_INFER_BLOCK - 1) / AT_INFER_BLOCK;
     int64_t ticket;
+    if (t->n_threads == 1)
+        t->words[STAGES_TICKETS] = 0; /* one thread's caller need not have cleared the words */
     while ((ticket = draw(t->words, t->tid, t->n_threads, blocks)) < blocks) {
         const int64_t first = ticket * AT_INFER_BLOCK;
         const int64_t n_rows = least(AT_INFER_BLOCK, t->n_rows - first);
