@@ -149,3 +149,48 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(blocked: Backend, bad
     again.load(parameters)
     again.run(x, y, None, np.arange(30), np.array([0, 30]), scalars[:1], losses[:1])
     assert flat(engine.export()).tobytes() == flat(again.export()).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_turned_gradient_has_the_same_bits(blocked: Backend, dtype: str) -> None:
+    """Eight outputs are not turned: half as large a gradient each, the mean being over twice."""
+    turned, batch, rng = at.TURNED_OUTPUTS, at.TURNED_ROWS + 5, np.random.default_rng(0)
+    w = rng.standard_normal((100, 2 * turned)).astype(dtype)
+    b = rng.standard_normal(2 * turned).astype(dtype)
+    x = rng.standard_normal((batch, 100)).astype(dtype)
+    y = rng.standard_normal((batch, 2 * turned)).astype(dtype)
+    found = []
+    for outputs in (turned, 2 * turned):
+        engine = blocked.engine(NetworkSpec.chain([Dense(100, outputs)], dtype), LOSSES["mse"])
+        engine.load([(w[:, :outputs], b[:outputs])])
+        found.append(engine.gradients(x, y[:, :outputs].copy(), None)[1][0])
+    (got, got_b), (want, want_b) = found
+    assert np.array_equal(got, 2 * want[:, :turned])
+    assert got_b is not None
+    assert want_b is not None
+    assert np.array_equal(got_b, 2 * want_b[:turned])
+
+
+@pytest.mark.parametrize("outputs", [1, at.TURNED_OUTPUTS])
+@pytest.mark.parametrize(
+    ("one_visit", "two_passes"), [(SGD(), SGD(clip_norm=1e9)), (Adam(), Adam(clip_norm=1e9))]
+)
+def test_turned_tiles_in_one_visit(
+    blocked: Backend, outputs: int, one_visit: Optimizer, two_passes: Optimizer
+) -> None:
+    batch, rng = 2 * at.TURNED_ROWS, np.random.default_rng(0)
+    spec = NetworkSpec.chain([Dense(at.FUSE_FROM * 32, outputs)], "float32")
+    w = rng.standard_normal((at.FUSE_FROM * 32, outputs)).astype(np.float32)
+    x = rng.standard_normal((batch, len(w))).astype(np.float32)
+    y = rng.standard_normal((batch, outputs)).astype(np.float32)
+    found = []
+    for optimizer in (one_visit, two_passes):
+        engine: Any = blocked.engine(spec, LOSSES["mse"], optimizer, n_threads=2, batch_size=batch)
+        engine.load([(w, np.zeros(outputs, np.float32))])
+        order, bounds = np.arange(3 * batch) % batch, np.arange(4) * batch
+        scalars, losses = optimizer.scalars(0, np.full(3, 1e-3)), np.zeros(3)
+        assert engine.run(x, y, None, order, bounds, scalars, losses).steps == 3
+        engine.poison(np.nan)
+        found.append(flat(engine.export()))
+    assert np.isfinite(found[0]).all()
+    assert np.array_equal(*found)

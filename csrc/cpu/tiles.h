@@ -14,13 +14,6 @@
 #include "transpose.h"
 #include "updates.h"
 
-/* Outputs of a tile up to which, and rows of a batch from which, its gradient has inputs for lanes.
-   At most as many as a scratch's panel rows beside its tile. A register of one output in 16 lanes
-   is 15 of nothing (4096-1: 16 cycles a row and tile, with inputs for lanes 4; turning it back takes
-   as long as some 10 rows). */
-#define NARROW 4
-#define TURNED_ROWS 32
-
 /* dW of `n_rows` inputs and one panel of outputs, in chunks of the batch.
 
    `bias_out`, unless NULL, gets db of the panel. Where `parameters` are given, a step of
@@ -52,7 +45,7 @@ static void weight_gradient(real *out, const real *zero_row, const real *a, cons
 /* Whether a tile's gradient is computed with its inputs for lanes. */
 INLINE bool is_turned(const TrainingStep *s, const int64_t *tile)
 {
-    return tile[AT_TILE_OUTPUTS] <= NARROW && tile[AT_TILE_BIAS] < 0 && s->batch >= TURNED_ROWS;
+    return tile[AT_TILE_OUTPUTS] <= AT_TURNED_OUTPUTS && tile[AT_TILE_BIAS] < 0 && s->batch >= AT_TURNED_ROWS;
 }
 
 /* Write a gradient that stands at `turned`, a panel row for each output, as a tile. */
@@ -65,7 +58,7 @@ static void turn_back(const real *turned, real *out, int64_t inputs, int64_t out
 }
 
 /* Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`. `spare` has
-   room for NARROW panel rows. */
+   room for AT_TURNED_OUTPUTS panel rows. */
 static void gradient(const TrainingStep *s, const int64_t *tile, real *out, real *bias_out,
                      Ahead ahead, real *parameters, const real *rates, real *spare)
 {

@@ -98,6 +98,11 @@ FEW_ROWS = ((0, 4), (1 << 20, 8), (1 << 24, 24))
 #: Weight tiles from which gradient and update of a tile are one visit. Below, all gradients stay in
 #: the first-level cache, and their squares cost less than the bound that proves them finite.
 FUSE_FROM = 5
+#: Outputs of a tile up to which, and rows of a batch from which, its gradient has inputs for lanes.
+#: At most as many as a scratch's panel rows beside its tile. A register of one output in 16 lanes
+#: is 15 of nothing (4096-1: 16 cycles a row and tile, with inputs for lanes 4; turning it back
+#: takes as long as some 10 rows).
+TURNED_OUTPUTS, TURNED_ROWS = 4, 32
 #: Rows that slim layers work on together: four registers of float32 at 64 bytes.
 SLIM_ROWS = 64
 #: Rows of a block where all layers are slim: the calls of each cost little then, and a block

@@ -31,12 +31,6 @@ from fastneuron.kernels.numba_cpu.updates import update
 from fastneuron.kernels.numba_cpu.views import distance, fill, row, run
 from fastneuron.optimizers import L2, RATE
 
-#: Outputs of a tile up to which, and rows of a batch from which, its gradient has inputs for lanes.
-#: At most as many as a scratch's panel rows beside its tile. A register of one output in 16 lanes
-#: is 15 of nothing (4096-1: 16 cycles a row and tile, with inputs for lanes 4; turning it back
-#: takes as long as some 10 rows).
-NARROW, TURNED_ROWS = 4, 32
-
 
 @inner
 def weight_gradient(
@@ -91,8 +85,8 @@ def weight_gradient(
 @inner
 def is_turned(tile, batch):
     """Whether a tile's gradient is computed with its inputs for lanes."""
-    narrow = tile[at.TILE_OUTPUTS] <= NARROW and tile[at.TILE_BIAS] < 0
-    return narrow and batch >= TURNED_ROWS
+    narrow = tile[at.TILE_OUTPUTS] <= at.TURNED_OUTPUTS and tile[at.TILE_BIAS] < 0
+    return narrow and batch >= at.TURNED_ROWS
 
 
 @inner
@@ -109,7 +103,7 @@ def turn_back(arena, turned, out, inputs, outputs):
 def gradient(arena, head, tile, batch, out, bias_out, ahead, parameters, rates, spare):
     """Weight gradient of one tile, and bias gradient of its panel: see `weight_gradient`.
 
-    `spare` has room for `NARROW` panel rows.
+    `spare` has room for `TURNED_OUTPUTS` panel rows.
     """
     a, b, target = tile[at.TILE_A], tile[at.TILE_B], out
     n_rows, columns = tile[at.TILE_INPUTS], tile[at.TILE_OUTPUTS]
