@@ -5,8 +5,8 @@
 
 #include <stdint.h>
 
-/* Everything one thread of the team needs for a chunk of training steps. Arrays of numbers are of the
-   table's dtype; what is absent is NULL. Shapes: n data rows, I inputs, O outputs. */
+/* Everything one thread of the team needs for a chunk of training steps. Arrays of numbers are of
+   the table's dtype; what is absent is NULL. Shapes: n data rows, I inputs, O outputs. */
 typedef struct {
     int64_t stages;        /* STAGES_ bits */
     void *arena;           /* training state, see fastneuron/kernels/layout.py */

@@ -45,7 +45,8 @@ static void weight_gradient(real *out, const real *zero_row, const real *a, cons
 /* Whether a tile's gradient is computed with its inputs for lanes. */
 INLINE bool is_turned(const TrainingStep *s, const int64_t *tile)
 {
-    return tile[AT_TILE_OUTPUTS] <= AT_TURNED_OUTPUTS && tile[AT_TILE_BIAS] < 0 && s->batch >= AT_TURNED_ROWS;
+    return tile[AT_TILE_OUTPUTS] <= AT_TURNED_OUTPUTS && tile[AT_TILE_BIAS] < 0 &&
+           s->batch >= AT_TURNED_ROWS;
 }
 
 /* Write a gradient that stands at `turned`, a panel row for each output, as a tile. */

@@ -1,8 +1,9 @@
-/* Vectors of one register, in the compiler's own vector extensions, for one dtype and instruction set.
+/* Vectors of one register, in the compiler's own vector extensions.
 
-   A file of the build is compiled for one of each: FN_DOUBLE picks `real`, the compiler's target flags
-   the register. Everything rounds as written: nothing is contracted or re-associated by the compiler
-   (-ffp-contract=off), `fused` says where a product and a sum round once. */
+   A file of the build is compiled for one dtype and instruction set: FN_DOUBLE picks `real`, the
+   compiler's target flags the register. Everything rounds as written: nothing is contracted or
+   re-associated by the compiler (-ffp-contract=off), `fused` says where a product and a sum round
+   once. */
 
 #ifndef FN_VECTORS_H
 #define FN_VECTORS_H
@@ -67,28 +68,46 @@ INLINE ivec every_whole(whole number) { return number - (ivec){}; }
 #if VECTOR_BYTES == 64
 #define FUSES 1
 #ifdef FN_DOUBLE
-INLINE vec fused(vec x, vec y, vec z) { return (vec)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z); }
+INLINE vec fused(vec x, vec y, vec z)
+{
+    return (vec)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
+}
 INLINE vec root(vec x) { return (vec)_mm512_sqrt_pd((__m512d)x); }
 #else
-INLINE vec fused(vec x, vec y, vec z) { return (vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z); }
+INLINE vec fused(vec x, vec y, vec z)
+{
+    return (vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+}
 INLINE vec root(vec x) { return (vec)_mm512_sqrt_ps((__m512)x); }
 #endif
 #elif VECTOR_BYTES == 32
 #define FUSES 1
 #ifdef FN_DOUBLE
-INLINE vec fused(vec x, vec y, vec z) { return (vec)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z); }
+INLINE vec fused(vec x, vec y, vec z)
+{
+    return (vec)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
+}
 INLINE vec root(vec x) { return (vec)_mm256_sqrt_pd((__m256d)x); }
 #else
-INLINE vec fused(vec x, vec y, vec z) { return (vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z); }
+INLINE vec fused(vec x, vec y, vec z)
+{
+    return (vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+}
 INLINE vec root(vec x) { return (vec)_mm256_sqrt_ps((__m256)x); }
 #endif
 #elif defined(__aarch64__)
 #define FUSES 1
 #ifdef FN_DOUBLE
-INLINE vec fused(vec x, vec y, vec z) { return (vec)vfmaq_f64((float64x2_t)z, (float64x2_t)x, (float64x2_t)y); }
+INLINE vec fused(vec x, vec y, vec z)
+{
+    return (vec)vfmaq_f64((float64x2_t)z, (float64x2_t)x, (float64x2_t)y);
+}
 INLINE vec root(vec x) { return (vec)vsqrtq_f64((float64x2_t)x); }
 #else
-INLINE vec fused(vec x, vec y, vec z) { return (vec)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y); }
+INLINE vec fused(vec x, vec y, vec z)
+{
+    return (vec)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
+}
 INLINE vec root(vec x) { return (vec)vsqrtq_f32((float32x4_t)x); }
 #endif
 #else
@@ -107,19 +126,37 @@ INLINE vec root(vec x)
 #ifdef FN_DOUBLE
 typedef __mmask8 mask;
 INLINE mask less(vec a, vec b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
-INLINE mask whole_greater(ivec a, ivec b) { return _mm512_cmpgt_epi64_mask((__m512i)a, (__m512i)b); }
+INLINE mask whole_greater(ivec a, ivec b)
+{
+    return _mm512_cmpgt_epi64_mask((__m512i)a, (__m512i)b);
+}
 INLINE mask whole_equal(ivec a, ivec b) { return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b); }
-INLINE vec choose(mask m, vec a, vec b) { return (vec)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a); }
+INLINE vec choose(mask m, vec a, vec b)
+{
+    return (vec)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a);
+}
 INLINE vec load_some(const real *place, mask m) { return (vec)_mm512_maskz_loadu_pd(m, place); }
-INLINE void store_some(real *place, vec value, mask m) { _mm512_mask_storeu_pd(place, m, (__m512d)value); }
+INLINE void store_some(real *place, vec value, mask m)
+{
+    _mm512_mask_storeu_pd(place, m, (__m512d)value);
+}
 #else
 typedef __mmask16 mask;
 INLINE mask less(vec a, vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
-INLINE mask whole_greater(ivec a, ivec b) { return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE mask whole_greater(ivec a, ivec b)
+{
+    return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b);
+}
 INLINE mask whole_equal(ivec a, ivec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
-INLINE vec choose(mask m, vec a, vec b) { return (vec)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+INLINE vec choose(mask m, vec a, vec b)
+{
+    return (vec)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a);
+}
 INLINE vec load_some(const real *place, mask m) { return (vec)_mm512_maskz_loadu_ps(m, place); }
-INLINE void store_some(real *place, vec value, mask m) { _mm512_mask_storeu_ps(place, m, (__m512)value); }
+INLINE void store_some(real *place, vec value, mask m)
+{
+    _mm512_mask_storeu_ps(place, m, (__m512)value);
+}
 #endif
 /* The first `count` lanes: none up to 0, all from LANES on. */
 INLINE mask below(int64_t count)
@@ -142,11 +179,23 @@ INLINE mask below(int64_t count)
 }
 #if VECTOR_BYTES == 32
 #ifdef FN_DOUBLE
-INLINE vec load_some(const real *place, mask m) { return (vec)_mm256_maskload_pd(place, (__m256i)m); }
-INLINE void store_some(real *place, vec value, mask m) { _mm256_maskstore_pd(place, (__m256i)m, (__m256d)value); }
+INLINE vec load_some(const real *place, mask m)
+{
+    return (vec)_mm256_maskload_pd(place, (__m256i)m);
+}
+INLINE void store_some(real *place, vec value, mask m)
+{
+    _mm256_maskstore_pd(place, (__m256i)m, (__m256d)value);
+}
 #else
-INLINE vec load_some(const real *place, mask m) { return (vec)_mm256_maskload_ps(place, (__m256i)m); }
-INLINE void store_some(real *place, vec value, mask m) { _mm256_maskstore_ps(place, (__m256i)m, (__m256)value); }
+INLINE vec load_some(const real *place, mask m)
+{
+    return (vec)_mm256_maskload_ps(place, (__m256i)m);
+}
+INLINE void store_some(real *place, vec value, mask m)
+{
+    _mm256_maskstore_ps(place, (__m256i)m, (__m256)value);
+}
 #endif
 #else
 INLINE vec load_some(const real *place, mask m)
