@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastneuron as fn
-from fastneuron import backends
+from fastneuron import backends, fitting
 from fastneuron.callbacks import FitState
 
 RNG = np.random.default_rng(3)
@@ -285,3 +285,14 @@ def test_a_linear_network_is_least_squares_with_intercept(backend: backends.Back
     want = np.linalg.lstsq(np.column_stack([X, np.ones(60)]), y, rcond=None)[0]
     np.testing.assert_allclose(net.layers[0].weight[:, 0], want[:3], atol=1e-9)
     np.testing.assert_allclose(net.layers[0].bias, want[3:], atol=1e-9)
+
+
+def test_the_work_that_auto_weighs_and_who_did_it() -> None:
+    net = fn.mlp([4, 3, 2], seed=0)
+    x, y = np.zeros((10, 4), np.float32), np.arange(10) % 2
+    # Forward and weight gradient of both layers, data gradient of the second.
+    want = (2 * (4 * 3 + 3 * 2) + 3 * 2) * 10 * 7
+    assert fitting._work(net, x, 7) == want
+    assert fitting._work(net, iter(x), 7) == 0  # refused later, with a reason
+    history = net.fit(x, y, loss="cross_entropy", epochs=2, backend="numpy")
+    assert history.backend == "numpy"
