@@ -10,12 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastneuron import backends, datasets, ops
+    from fastneuron import backends, datasets, explain, ops, plots
     from fastneuron.callbacks import Callback, EarlyStopping
     from fastneuron.errors import (
         BackendUnavailable,
         DataError,
         DataWarning,
+        ExtraMissing,
         FastneuronError,
         ModelFileError,
         NonFiniteError,
@@ -43,6 +44,7 @@ __all__ = [
     "DataWarning",
     "Dense",
     "EarlyStopping",
+    "ExtraMissing",
     "FastneuronError",
     "History",
     "ModelFileError",
@@ -58,9 +60,11 @@ __all__ = [
     "WarmUp",
     "backends",
     "datasets",
+    "explain",
     "load",
     "mlp",
     "ops",
+    "plots",
 ]
 
 _ROOMS = {
@@ -69,6 +73,7 @@ _ROOMS = {
         "BackendUnavailable",
         "DataError",
         "DataWarning",
+        "ExtraMissing",
         "FastneuronError",
         "ModelFileError",
         "NonFiniteError",

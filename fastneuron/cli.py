@@ -24,6 +24,10 @@ OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
 DTYPES = ("float32", "float64")
 DEMO_EPOCHS = 40
+TOPICS = (
+    "threshold", "hyperplane", "zeros", "line", "intercept", "gradient", "ones", "saturation",
+    "symmetry", "batchnorm",
+)  # fmt: skip
 
 DONE, FAILED, USAGE = 0, 1, 2
 
@@ -86,6 +90,12 @@ def _warm_up(options: argparse.Namespace) -> None:
     from fastneuron.commands import warm_up
 
     warm_up(options)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from fastneuron.explain.report import report
+
+    report(options.topic, options.figures, options.backend, options.json)
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -221,6 +231,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
     _add_machine(demo)
+
+    explain = verbs.add_parser(
+        "explain",
+        help="show what a bias does, computed on the spot",
+        description="Show what a bias does, topic by topic, with numbers that are computed on the "
+        "spot. Without a topic, list the topics. The long form is the guide docs/bias.md.",
+    )
+    explain.set_defaults(verb=_explain)
+    explain.add_argument(
+        "topic", nargs="?", choices=(*TOPICS, "all"), metavar="TOPIC",
+        help=f"{', '.join(TOPICS)}, or all",
+    )  # fmt: skip
+    explain.add_argument(
+        "--figures", metavar="DIR",
+        help="write the topic's figures to DIR as PNG, without a topic those of all "
+        "(needs matplotlib: the extra plots)",
+    )  # fmt: skip
+    _add_backend(explain)
+    explain.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser
 
 

@@ -6,6 +6,7 @@ __all__ = [
     "BackendUnavailable",
     "DataError",
     "DataWarning",
+    "ExtraMissing",
     "FastneuronError",
     "ModelFileError",
     "NonFiniteError",
@@ -36,6 +37,10 @@ class ModelFileError(FastneuronError, ValueError):
 
 class BackendUnavailable(FastneuronError, RuntimeError):
     """A backend exists by name but cannot run here; the message is the reason."""
+
+
+class ExtraMissing(FastneuronError, ImportError):
+    """Something optional was asked for that is not installed; the message names the extra."""
 
 
 class NonFiniteError(FastneuronError, ArithmeticError):
