@@ -85,6 +85,7 @@ def curves(
             style = {"color": COLOURS[i % 4], "linestyle": _DASHES[(i + i // 4) % 4]}
             axes.plot(x, y, linewidth=2, label=label, **style)
     _dress(axes, xlabel, ylabel, title)
+    _legend(figure)
     return figure
 
 
@@ -158,6 +159,7 @@ def decision_boundary(nets: Mapping[str, Answers], X: ArrayLike, y: ArrayLike) -
             axes.plot(*mine.T, marker, color=colour, markersize=4, label=f"class {k}", mew=0)
         axes.plot(0, 0, "+", color=INK, markersize=12, mew=2, label="origin")
         _dress(axes, "input x1 (no unit)", "input x2 (no unit)", label)
+    _legend(figure)
     return figure
 
 
@@ -185,7 +187,7 @@ def hyperplanes(weight: ArrayLike, biases: Sequence[float]) -> Any:
     axes = figure.axes[0]
     axes.plot(0, 0, "+", color=INK, markersize=12, mew=2, label="origin")
     axes.set_aspect("equal", "datalim")
-    _legend(axes)
+    _legend(figure)
     return figure
 
 
@@ -224,15 +226,16 @@ def activation_curves(used: Mapping[str, tuple[str, ArrayLike]]) -> Any:
         reach = 1.2 * max(4.0, abs(low), abs(high))
         z = np.linspace(-reach, reach, 801)
         a = activation.f(z)
-        axes.axvspan(
-            low, high, color=COLOURS[2], alpha=0.25, label=f"used: {low:.2g} to {high:.2g}"
-        )
+        shade = {"facecolor": COLOURS[2], "edgecolor": COLOURS[2], "linewidth": 2, "alpha": 0.3}
+        axes.axvspan(low, high, label="used z, the middle 98 %", **shade)
         axes.plot(z, a, color=COLOURS[0], linewidth=2, label="f(z)")
         slope = activation.df(a if activation.saves == "a" else z)
         axes.plot(z, slope, "--", color=COLOURS[1], linewidth=2, label="slope f'(z)")
         # What a ReLU does beyond the slope's scale is known; the slope is what the picture is for.
         axes.set_ylim(max(-1.5, float(a.min()) - 0.1), min(2.0, float(a.max()) + 0.2))
-        _dress(axes, "pre-activation z (no unit)", "f and f' (no unit)", label)
+        title = f"{label}: used from {low:.2g} to {high:.2g}"
+        _dress(axes, "pre-activation z (no unit)", "f and f' (no unit)", title)
+    _legend(figure)
     return figure
 
 
@@ -252,14 +255,22 @@ def bias_histograms(biases: ArrayLike, bins: int = 24) -> Any:
     edges = np.histogram_bin_edges(rows, bins)
     counts = np.stack([np.histogram(row, edges)[0] for row in rows], axis=1)
     figure, (axes,) = _figure(1)
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
     at = np.arange(len(rows) + 1) - 0.5
-    # Empty cells are left out, so that the page shows through; cividis is ordered for every eye.
-    mesh = axes.pcolormesh(at, edges, np.ma.masked_equal(counts, 0), cmap="cividis")
+    # One hue, from nearly transparent to opaque: ordered for every eye, on white and on black.
+    # Logarithmic, since biases that start equal are a single cell.
+    blues = LinearSegmentedColormap.from_list("blues", [COLOURS[0] + "50", COLOURS[0]])
+    mesh = axes.pcolormesh(
+        at, edges, np.ma.masked_equal(counts, 0), cmap=blues, norm=LogNorm(1, rows.shape[1] + 1)
+    )
     axes.plot(np.median(rows, axis=1), color=COLOURS[1], linewidth=2, label="median")
     _dress(axes, "epoch (count)", "bias b (no unit)", f"Biases of {rows.shape[1]} neurons")
+    _legend(figure)
     bar = figure.colorbar(mesh, ax=axes)
     bar.set_label("neurons (count)", color=INK)
-    bar.ax.tick_params(colors=INK)
+    bar.ax.patch.set_alpha(0.0)
+    bar.ax.tick_params(which="both", colors=INK)
     bar.outline.set_edgecolor(INK)
     return figure
 
@@ -286,8 +297,19 @@ def _dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
     for spine in axes.spines.values():
         spine.set_color(INK)
     axes.grid(True, color=INK, alpha=0.2)
-    _legend(axes)
 
 
-def _legend(axes: Any) -> None:
-    axes.legend(labelcolor=INK, framealpha=0.0, fontsize="small")
+def _legend(figure: Any) -> None:
+    """Name what all panels have in common, below them, where it covers no data."""
+    for old in figure.legends:
+        old.remove()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=2 if len(figure.axes) == 1 else 4,
+        labelcolor=INK,
+        framealpha=0.0,
+        fontsize="small",
+    )

@@ -91,7 +91,9 @@ def test_names_in_help_are_those_of_the_tables() -> None:
     assert cli.DTYPES == warmup.DTYPES == machine.DTYPES
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["predict"], ["info"], ["warmup"], ["demo"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["train"], ["predict"], ["info"], ["warmup"], ["demo"], ["explain"]]
+)
 def test_help_is_readable_at_80_columns(
     verb: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +129,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ["train", "x.csv", "--target", "y", "--seed", "-1"],
         ["predict", "model"],
         ["demo", "--threads", "0"],
+        ["explain", "everything"],
     ],
     ids=" ".join,
 )

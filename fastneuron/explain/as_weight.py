@@ -84,7 +84,7 @@ def _with_ones(x: Array) -> Array:
 def ones() -> Explanation:
     """Compute a layer with a fused bias and with a column of ones; compare values and time."""
     rng = np.random.default_rng(0)
-    shape = (256, 128, 128)
+    shape = (64, 128, 128)
     B, n_in, n_out = shape
     same: dict[str, bool] = {}
     x, w, b, dy = (
