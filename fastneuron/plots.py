@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 #: Okabe and Ito's colours for the colour-blind (2008, "Color universal design"), those of them that
-#: have a contrast of at least 3 to white and to black: blue, vermillion, green, purple.
+#: have a contrast of about 3 or more to white and to black: blue, vermillion, green, purple (2.96).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 #: Of text, axes and data points: a grey with a contrast above 4 to white and to black.
 INK = "#777777"
@@ -256,6 +256,7 @@ def bias_histograms(biases: ArrayLike, bins: int = 24) -> Any:
     counts = np.stack([np.histogram(row, edges)[0] for row in rows], axis=1)
     figure, (axes,) = _figure(1)
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     at = np.arange(len(rows) + 1) - 0.5
     # One hue, from nearly transparent to opaque: ordered for every eye, on white and on black.
@@ -267,7 +268,8 @@ def bias_histograms(biases: ArrayLike, bins: int = 24) -> Any:
     axes.plot(np.median(rows, axis=1), color=COLOURS[1], linewidth=2, label="median")
     _dress(axes, "epoch (count)", "bias b (no unit)", f"Biases of {rows.shape[1]} neurons")
     _legend(figure)
-    bar = figure.colorbar(mesh, ax=axes)
+    bar = figure.colorbar(mesh, ax=axes, ticks=LogLocator(subs=(1, 2, 5)), format=ScalarFormatter())
+    bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("neurons (count)", color=INK)
     bar.ax.patch.set_alpha(0.0)
     bar.ax.tick_params(which="both", colors=INK)
@@ -301,7 +303,7 @@ def _dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
 
 def _legend(figure: Any) -> None:
     """Name what all panels have in common, below them, where it covers no data."""
-    for old in figure.legends:
+    for old in list(figure.legends):
         old.remove()
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(

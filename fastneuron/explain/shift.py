@@ -110,7 +110,7 @@ def hyperplane() -> Explanation:
     def figures() -> dict[str, Any]:
         return {
             "hyperplane": plots.hyperplanes(w[:, 0], biases),
-            "boundary": plots.decision_boundary(
+            "hyperplane-trained": plots.decision_boundary(
                 {f"{text} bias": net for text, net in nets.items()}, X, y
             ),
         }
