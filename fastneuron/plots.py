@@ -256,7 +256,7 @@ def bias_histograms(biases: ArrayLike, bins: int = 24) -> Any:
     counts = np.stack([np.histogram(row, edges)[0] for row in rows], axis=1)
     figure, (axes,) = _figure(1)
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator
 
     at = np.arange(len(rows) + 1) - 0.5
     # One hue, from nearly transparent to opaque: ordered for every eye, on white and on black.
@@ -268,7 +268,7 @@ def bias_histograms(biases: ArrayLike, bins: int = 24) -> Any:
     axes.plot(np.median(rows, axis=1), color=COLOURS[1], linewidth=2, label="median")
     _dress(axes, "epoch (count)", "bias b (no unit)", f"Biases of {rows.shape[1]} neurons")
     _legend(figure)
-    bar = figure.colorbar(mesh, ax=axes, ticks=LogLocator(subs=(1, 2, 5)), format=ScalarFormatter())
+    bar = figure.colorbar(mesh, ax=axes, ticks=LogLocator(subs=(1, 2, 5)), format="%d")
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.set_label("neurons (count)", color=INK)
     bar.ax.patch.set_alpha(0.0)

@@ -85,7 +85,8 @@ def ones() -> Explanation:
     """Compute a layer with a fused bias and with a column of ones; compare values and time."""
     rng = np.random.default_rng(0)
     # Arrays well below 128 KiB: larger results may be pages fresh from the system at every call, as
-    # the allocator decides; with 256 rows the same fused call took 154 us in one run, 281 in another.
+    # the allocator decides; with 256 rows one and the same call took 154 us in one run, 281 in the
+    # next.
     B, n_in, n_out = 64, 128, 128
     x, w, b, dy = (
         rng.integers(-4, 5, size).astype(np.float32)

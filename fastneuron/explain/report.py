@@ -41,12 +41,11 @@ def report(topic: str | None, figures: str | None, backend: str, as_json: bool) 
             "figures": written,
         }
         if not as_json:
-            heading = [explanation.title, "-" * len(explanation.title)]
-            print("\n".join(["", *heading][i == 0 :]))
-            print("\n".join(explanation.lines))
-            print(
-                "\n".join(f"figure written to {path}" for path in written), end="\n" * bool(written)
-            )
+            if i:
+                print()
+            print(explanation.title, "-" * len(explanation.title), *explanation.lines, sep="\n")
+            for path in written:
+                print(f"figure written to {path}")
     if as_json:
         print(json.dumps(found, indent=2))
 
