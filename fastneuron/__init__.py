@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastneuron import backends, datasets, explain, ops, plots
     from fastneuron.callbacks import Callback, EarlyStopping
+    from fastneuron.diagnostics import Diagnosis, HealthRecorder
     from fastneuron.errors import (
         BackendUnavailable,
         DataError,
@@ -43,9 +44,11 @@ __all__ = [
     "DataError",
     "DataWarning",
     "Dense",
+    "Diagnosis",
     "EarlyStopping",
     "ExtraMissing",
     "FastneuronError",
+    "HealthRecorder",
     "History",
     "ModelFileError",
     "NonFiniteError",
@@ -69,6 +72,7 @@ __all__ = [
 
 _ROOMS = {
     "callbacks": ("Callback", "EarlyStopping"),
+    "diagnostics": ("Diagnosis", "HealthRecorder"),
     "errors": (
         "BackendUnavailable",
         "DataError",

@@ -109,8 +109,7 @@ class EarlyStopping:
 def epoch_end_of(callback: CallbackLike) -> Callable[[FitState], bool | None] | None:
     """Return what is to be called at an epoch's end, or None."""
     if isinstance(callback, Callback):
-        overridden = type(callback).on_epoch_end is not Callback.on_epoch_end
-        return callback.on_epoch_end if overridden else None
+        return _overridden(callback, "on_epoch_end")
     if callable(callback):
         return callback
     raise SpecError(f"a callback is a Callback or a function, got {callback!r}")
@@ -118,6 +117,11 @@ def epoch_end_of(callback: CallbackLike) -> Callable[[FitState], bool | None] | 
 
 def chunk_end_of(callback: CallbackLike) -> Callable[[FitState], bool | None] | None:
     """Return what is to be called at a chunk's end, or None."""
-    if isinstance(callback, Callback) and type(callback).on_chunk_end is not Callback.on_chunk_end:
-        return callback.on_chunk_end
-    return None
+    return _overridden(callback, "on_chunk_end") if isinstance(callback, Callback) else None
+
+
+def _overridden(callback: Callback, name: str) -> Callable[[FitState], bool | None] | None:
+    """Return a method that a class, or the callback alone, has put in place of the base's."""
+    method: Callable[[FitState], bool | None] = getattr(callback, name)
+    base = getattr(method, "__func__", None) is getattr(Callback, name)
+    return None if base else method

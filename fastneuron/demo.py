@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import quantiles
 from textwrap import wrap
@@ -14,6 +14,7 @@ from fastneuron import backends
 from fastneuron.datasets import Dataset, load_digits, stratified_split
 from fastneuron.network import Sequential, mlp
 from fastneuron.optimizers import AdamW
+from fastneuron.reports import table
 from fastneuron.schedules import Cosine
 from fastneuron.trainer import Trainer
 
@@ -177,7 +178,7 @@ def run(
         ratios = (fast.rate / slow.rate, fast.rate_without / slow.rate_without)
         rows.append((f"{name} / NumPy reference", *(f"{r:.1f} x" for r in ratios)))
     say("")
-    for line in _table(("", "with bias", "without bias"), rows):
+    for line in table(("", "with bias", "without bias"), rows):
         say(line)
     say("")
     say(
@@ -187,15 +188,3 @@ def run(
     say(f"for {sizes[0] - sizes[1]} more parameters; {fast.pairs} pairs of runs, taken by turns.")
     if fast.cost_high - fast.cost_low > WIDE:
         say("The quartiles are far apart: other work on this machine disturbed the timing.")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of a table: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]

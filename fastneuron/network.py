@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron import backends, files, fitting
+from fastneuron import backends, diagnostics, files, fitting
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_finite_rows
 from fastneuron.errors import SpecError
@@ -114,8 +114,9 @@ class Sequential:
         """Name of the loss that the network was last trained for."""
         return self.parameters.loss
 
-    # The function is the method: its first argument is the network.
+    # The functions are the methods: their first argument is the network.
     fit = fitting.fit
+    diagnose = diagnostics.diagnose
 
     def forward(self, X: Any) -> Array:
         """Return the output (n, out_features) for X (n, in_features): logits, rates' logs, values.

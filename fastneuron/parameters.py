@@ -47,6 +47,8 @@ class ParameterStore:
         Name of the loss that the parameters were last trained for.
     epochs : int
         Epochs that `fit` has begun on these parameters: the next fit's data order goes on there.
+    initial_biases : list of (out,) or None
+        Those that the store was made with: what a bias's drift is measured from.
     """
 
     def __init__(self, spec: NetworkSpec, parameters: Parameters) -> None:
@@ -57,6 +59,7 @@ class ParameterStore:
         self.loss: str | None = None
         self.epochs = 0
         self._arrays = self.checked(parameters)
+        self.initial_biases = [None if b is None else b.copy() for _, b in self._arrays]
 
     def checked(self, parameters: Parameters) -> Parameters:
         """Return row-major copies in the network's dtype; what does not fit is a DataError."""
@@ -134,12 +137,14 @@ class ParameterStore:
             "arrays": self.pull(),
             "loss": self.loss,
             "epochs": self.epochs,
+            "initial_biases": self.initial_biases,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["spec"], state["arrays"])  # type: ignore[misc]
         self.loss = state["loss"]
         self.epochs = state["epochs"]
+        self.initial_biases = state["initial_biases"]
 
 
 class LiveEngine:
