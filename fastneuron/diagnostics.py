@@ -186,7 +186,7 @@ class HealthRecorder(Callback):
         loss: str | Loss | None = None,
         *,
         interval: int | None = None,
-        share: float = 0.03,
+        share: float = 0.02,
         rows: int = 256,
     ) -> None:
         self.records: list[HealthRecord] = []
