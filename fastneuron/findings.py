@@ -183,10 +183,11 @@ def _pushed(layer: LayerHealth, ill: NDArray[np.bool_]) -> str:
     if layer.bias is None:
         return ""
     by_bias = ill & (np.abs(layer.bias) > np.abs(layer.z_mean - layer.bias) + 2 * layer.z_std)
-    share = np.count_nonzero(by_bias) / np.count_nonzero(ill)
-    if share < 0.5:
+    pushed, n = np.count_nonzero(by_bias), np.count_nonzero(ill)
+    if pushed < n / 2:
         return ""
-    return f". In {np.count_nonzero(by_bias)} of them it is the bias, which outweighs x W"
+    who = "all" if pushed == n else pushed
+    return f". In {who} of them it is the bias, which outweighs x W"
 
 
 def _bias(layer: LayerHealth) -> Iterator[Finding]:
@@ -273,17 +274,20 @@ def _vanishing(layer: LayerHealth, layers: Sequence[LayerHealth]) -> Iterator[Fi
     if not share < VANISHED:
         return
     arrives = float(layer.contribution.mean()) / of_output
-    cause = (
-        f"the error arrives (dL/da is {arrives:.1e} of the output's), but f'(z), "
-        f"{float(layer.liveliness.mean()):.1e}, lets none through"
-        if arrives >= VANISHED
-        else f"little error arrives: dL/da is {arrives:.1e} of the output's delta"
-    )
-    yield _finding(
-        "vanishing_delta",
-        layer,
-        None,
-        f"its delta is {share:.1e} of the output's; {cause}",
-        "mend the layers after it first, if they have findings; else weight_init='auto', an "
-        "activation with f' near 1 (relu), fewer layers, or normalisation between them",
-    )
+    what = f"its delta is {share:.1g} times the output's; "
+    if arrives >= VANISHED:
+        what += (
+            f"the error arrives (dL/da is {arrives:.1g} times the output's), but f'(z), "
+            f"{float(layer.liveliness.mean()):.1g} in the mean, lets none through"
+        )
+        advice = (
+            "bring z back to where f is steep: biases at 0, weight_init='auto', inputs scaled to "
+            "about 1; or an activation that is flat on one side only (relu)"
+        )
+    else:
+        what += f"little error arrives: dL/da is {arrives:.1g} times the output's delta"
+        advice = (
+            "mend the layers after it first, if they have findings; else weight_init='auto', an "
+            "activation with f' near 1 (relu), fewer layers, or normalisation between them"
+        )
+    yield _finding("vanishing_delta", layer, None, what, advice)

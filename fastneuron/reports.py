@@ -38,7 +38,7 @@ def number(value: float | None) -> str:
         return "0"
     if not 1e-3 <= size < 9999.5:
         return f"{value:.1e}"
-    return f"{value:.3f}" if size < 0.1 else f"{value:.2f}" if size < 10 else f"{value:.0f}"
+    return f"{value:#.2g}" if size < 0.1 else f"{value:.2f}" if size < 10 else f"{value:.0f}"
 
 
 def mean(values: NDArray[np.float64] | None) -> float | None:
@@ -70,11 +70,8 @@ def used(layers: Sequence[LayerHealth]) -> Iterator[str]:
     """Yield where in z each layer's activation is used."""
     yield f"Where f is used: quantiles of z (flat: f' below {FLAT:g} of its largest)"
     names = ["least", *(f"{100 * q:.0f} %" for q in QUANTILES[1:-1]), "largest"]
-    rows = [
-        (str(layer.index), layer.activation, *(number(q) for q in layer.z_quantiles.tolist()))
-        for layer in layers
-    ]
-    yield from table(("layer", "activation", *names), rows)
+    rows = [(str(layer.index), *map(number, layer.z_quantiles.tolist())) for layer in layers]
+    yield from table(("layer", *names), rows)
 
 
 def gradients(layers: Sequence[LayerHealth]) -> Iterator[str]:
