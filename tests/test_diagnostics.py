@@ -157,6 +157,14 @@ def test_dead_units_are_found(activation: str, seed: int) -> None:
     assert "leaky_relu" in finding.advice
 
 
+def test_a_unit_that_is_active_on_one_row_is_alive() -> None:
+    net = fn.mlp([1, 2, 1], seed=0)
+    net.layers[0].weight, net.layers[0].bias = [[1.0, 1.0]], [-298.5, -299.0]
+    layer = net.diagnose(np.arange(300.0)[:, None]).layers[0]
+    assert layer.dead.tolist() == [False, True]
+    assert layer.flat_share.tolist() == [299 / 300, 1]
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh"])
 def test_saturated_units_are_found(activation: str, seed: int) -> None:
@@ -174,6 +182,7 @@ def test_saturated_units_are_found(activation: str, seed: int) -> None:
 def test_zero_weights_are_found(seed: int) -> None:
     net = small("tanh", seed, weight_init="zeros")
     assert [f.layer for f in found(ask(net), "zero_weights")] == [0, 1]
+    assert found(ask(net), "twins") == []  # said once
     linear = fn.mlp([8, 3], weight_init="zeros", seed=seed)
     assert ask(linear).findings == []
 
@@ -191,6 +200,14 @@ def test_twins_are_found(seed: int, dtype: str) -> None:
     assert finding.neurons == (4, 7, 8, 9, 30)
     assert diagnosis.layers[0].twin[[4, 7, 8, 9, 30]].tolist() == [4, 4, 8, 8, 4]
     assert "2 groups" in finding.what
+
+
+def test_equal_weights_with_other_biases_are_no_twins() -> None:
+    net = small("tanh")
+    weight = net.layers[0].weight
+    weight[:, [7, 30]] = weight[:, [4]]
+    net.layers[0].weight, net.layers[0].bias = weight, np.where(np.arange(32) == 7, 1.0, 0.0)
+    assert [f.neurons for f in found(ask(net), "twins")] == [(4, 30)]
 
 
 def test_twins_that_training_keeps_are_found(backend: backends.Backend) -> None:
@@ -388,6 +405,13 @@ def test_the_recorder_waits_as_long_as_its_share_asks(monkeypatch: pytest.Monkey
         taken.append(len(recorder.records))
     # At second 1, ready at 2, due from 10 on, ready at 11, due from 19 on ...
     assert np.flatnonzero(np.diff([0, *taken])).tolist() == [0, 8, 16, 24, 32]
+    monkeypatch.setattr(diagnostics, "_KEPT", 2)
+    rare = fn.HealthRecorder(X, share=0.125)
+    for step in range(50):
+        state.step = step
+        chunk_end_of(rare)(state)
+    # Taken at 0, 8 and 16: one too many, 8 goes and the wait is doubled; 32: 16 goes, 64 is next.
+    assert [r.step for r in rare.records] == [0, 32]
 
 
 def test_many_records_are_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
