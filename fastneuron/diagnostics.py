@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastneuron import plots, reports
+from fastneuron import health_figure, reports
 from fastneuron.arrays import Array, as_rows, as_targets
 from fastneuron.callbacks import Callback, FitState
 from fastneuron.descriptions import checked_count, checked_number
@@ -74,7 +74,9 @@ class Diagnosis:
         ImportError
             Where matplotlib is not installed.
         """
-        return plots.health([_panel(layer, layer.flat_share[None]) for layer in self.layers])
+        return health_figure.health(
+            [_panel(layer, layer.flat_share[None]) for layer in self.layers]
+        )
 
     def __str__(self) -> str:
         widths = [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]
@@ -256,7 +258,7 @@ class HealthRecorder(Callback):
             raise SpecError("HealthRecorder: no record yet; give it to fit(callbacks=[...]) first")
         by_layer = zip(*(record.diagnosis.layers for record in self.records), strict=True)
         steps = [record.step for record in self.records]
-        return plots.health(
+        return health_figure.health(
             [_panel(seen[-1], np.stack([one.flat_share for one in seen])) for seen in by_layer],
             steps,
         )
@@ -342,8 +344,8 @@ def _diagnosed(net: Network, sample: _Sample) -> Diagnosis:
     return Diagnosis(layers, find(layers), len(x), given, name, mean_loss)
 
 
-def _panel(layer: LayerHealth, shares: Array) -> plots.HealthPanel:
-    return plots.HealthPanel(
+def _panel(layer: LayerHealth, shares: Array) -> health_figure.HealthPanel:
+    return health_figure.HealthPanel(
         f"Layer {layer.index}: {layer.out_features} x {layer.activation}",
         shares,
         layer.z_edges,
