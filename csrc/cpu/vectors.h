@@ -25,16 +25,38 @@ typedef int32_t whole;
 
 #if defined(__AVX512F__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 #define VECTOR_BYTES 64
-#include <immintrin.h>
 #elif defined(__AVX2__) && defined(__FMA__)
 #define VECTOR_BYTES 32
-#include <immintrin.h>
 #else
 #define VECTOR_BYTES 16
-#ifdef __aarch64__
-#include <arm_neon.h>
-#elif defined(__SSE2__)
+#endif
+
+/* The compiler's own type of a register, and its functions for whole registers: PACKED(sqrt) is
+   _mm512_sqrt_ps where floats stand in 64 bytes. */
+#ifdef __SSE2__
 #include <immintrin.h>
+#define FN_X86 1
+#ifdef FN_DOUBLE
+#define FN_NUMBERS(name) name##_pd
+#else
+#define FN_NUMBERS(name) name##_ps
+#endif
+#if VECTOR_BYTES == 64
+#define PACKED(name) FN_NUMBERS(_mm512_##name)
+#elif VECTOR_BYTES == 32
+#define PACKED(name) FN_NUMBERS(_mm256_##name)
+#else
+#define PACKED(name) FN_NUMBERS(_mm_##name)
+#endif
+typedef __typeof__(PACKED(setzero)()) native;
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#ifdef FN_DOUBLE
+#define PACKED(name) v##name##q_f64
+typedef float64x2_t native;
+#else
+#define PACKED(name) v##name##q_f32
+typedef float32x4_t native;
 #endif
 #endif
 
@@ -65,54 +87,26 @@ INLINE vec of_bits(ivec value) { return (vec)value; }
 INLINE ivec every_whole(whole number) { return number - (ivec){}; }
 
 /* x y + z. FUSES: rounded once, in one instruction; only x86 before AVX2 rounds twice. */
-#if VECTOR_BYTES == 64
+#if VECTOR_BYTES > 16
 #define FUSES 1
-#ifdef FN_DOUBLE
 INLINE vec fused(vec x, vec y, vec z)
 {
-    return (vec)_mm512_fmadd_pd((__m512d)x, (__m512d)y, (__m512d)z);
+    return (vec)PACKED(fmadd)((native)x, (native)y, (native)z);
 }
-INLINE vec root(vec x) { return (vec)_mm512_sqrt_pd((__m512d)x); }
-#else
-INLINE vec fused(vec x, vec y, vec z)
-{
-    return (vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
-}
-INLINE vec root(vec x) { return (vec)_mm512_sqrt_ps((__m512)x); }
-#endif
-#elif VECTOR_BYTES == 32
-#define FUSES 1
-#ifdef FN_DOUBLE
-INLINE vec fused(vec x, vec y, vec z)
-{
-    return (vec)_mm256_fmadd_pd((__m256d)x, (__m256d)y, (__m256d)z);
-}
-INLINE vec root(vec x) { return (vec)_mm256_sqrt_pd((__m256d)x); }
-#else
-INLINE vec fused(vec x, vec y, vec z)
-{
-    return (vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
-}
-INLINE vec root(vec x) { return (vec)_mm256_sqrt_ps((__m256)x); }
-#endif
 #elif defined(__aarch64__)
 #define FUSES 1
-#ifdef FN_DOUBLE
 INLINE vec fused(vec x, vec y, vec z)
 {
-    return (vec)vfmaq_f64((float64x2_t)z, (float64x2_t)x, (float64x2_t)y);
+    return (vec)PACKED(fma)((native)z, (native)x, (native)y);
 }
-INLINE vec root(vec x) { return (vec)vsqrtq_f64((float64x2_t)x); }
-#else
-INLINE vec fused(vec x, vec y, vec z)
-{
-    return (vec)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
-}
-INLINE vec root(vec x) { return (vec)vsqrtq_f32((float32x4_t)x); }
-#endif
 #else
 #define FUSES 0
 INLINE vec fused(vec x, vec y, vec z) { return x * y + z; }
+#endif
+
+#ifdef PACKED
+INLINE vec root(vec x) { return (vec)PACKED(sqrt)((native)x); }
+#else
 INLINE vec root(vec x)
 {
     for (int i = 0; i < LANES; i++)
@@ -125,39 +119,28 @@ INLINE vec root(vec x)
 #if VECTOR_BYTES == 64
 #ifdef FN_DOUBLE
 typedef __mmask8 mask;
-INLINE mask less(vec a, vec b) { return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_LT_OQ); }
-INLINE mask whole_greater(ivec a, ivec b)
-{
-    return _mm512_cmpgt_epi64_mask((__m512i)a, (__m512i)b);
-}
-INLINE mask whole_equal(ivec a, ivec b) { return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b); }
-INLINE vec choose(mask m, vec a, vec b)
-{
-    return (vec)_mm512_mask_blend_pd(m, (__m512d)b, (__m512d)a);
-}
-INLINE vec load_some(const real *place, mask m) { return (vec)_mm512_maskz_loadu_pd(m, place); }
-INLINE void store_some(real *place, vec value, mask m)
-{
-    _mm512_mask_storeu_pd(place, m, (__m512d)value);
-}
+#define COMPARED(name) _mm512_##name##_epi64_mask
+#define ORDERED _mm512_cmp_pd_mask
 #else
 typedef __mmask16 mask;
-INLINE mask less(vec a, vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+#define COMPARED(name) _mm512_##name##_epi32_mask
+#define ORDERED _mm512_cmp_ps_mask
+#endif
+INLINE mask less(vec a, vec b) { return ORDERED((native)a, (native)b, _CMP_LT_OQ); }
 INLINE mask whole_greater(ivec a, ivec b)
 {
-    return _mm512_cmpgt_epi32_mask((__m512i)a, (__m512i)b);
+    return COMPARED(cmpgt)((__m512i)a, (__m512i)b);
 }
-INLINE mask whole_equal(ivec a, ivec b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE mask whole_equal(ivec a, ivec b) { return COMPARED(cmpeq)((__m512i)a, (__m512i)b); }
 INLINE vec choose(mask m, vec a, vec b)
 {
-    return (vec)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a);
+    return (vec)PACKED(mask_blend)(m, (native)b, (native)a);
 }
-INLINE vec load_some(const real *place, mask m) { return (vec)_mm512_maskz_loadu_ps(m, place); }
+INLINE vec load_some(const real *place, mask m) { return (vec)PACKED(maskz_loadu)(m, place); }
 INLINE void store_some(real *place, vec value, mask m)
 {
-    _mm512_mask_storeu_ps(place, m, (__m512)value);
+    PACKED(mask_storeu)(place, m, (native)value);
 }
-#endif
 /* The first `count` lanes: none up to 0, all from LANES on. */
 INLINE mask below(int64_t count)
 {
@@ -178,25 +161,11 @@ INLINE mask below(int64_t count)
     return lane < every_whole(held);
 }
 #if VECTOR_BYTES == 32
-#ifdef FN_DOUBLE
-INLINE vec load_some(const real *place, mask m)
-{
-    return (vec)_mm256_maskload_pd(place, (__m256i)m);
-}
+INLINE vec load_some(const real *place, mask m) { return (vec)PACKED(maskload)(place, (__m256i)m); }
 INLINE void store_some(real *place, vec value, mask m)
 {
-    _mm256_maskstore_pd(place, (__m256i)m, (__m256d)value);
+    PACKED(maskstore)(place, (__m256i)m, (native)value);
 }
-#else
-INLINE vec load_some(const real *place, mask m)
-{
-    return (vec)_mm256_maskload_ps(place, (__m256i)m);
-}
-INLINE void store_some(real *place, vec value, mask m)
-{
-    _mm256_maskstore_ps(place, (__m256i)m, (__m256)value);
-}
-#endif
 #else
 INLINE vec load_some(const real *place, mask m)
 {
@@ -217,24 +186,9 @@ INLINE void store_some(real *place, vec value, mask m)
 INLINE mask greater(vec a, vec b) { return less(b, a); }
 
 /* a where a < b, or a > b, else b: in one instruction on x86. Of a NaN and a number, b. */
-#if VECTOR_BYTES == 64 && defined(FN_DOUBLE)
-INLINE vec lesser(vec a, vec b) { return (vec)_mm512_min_pd((__m512d)a, (__m512d)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_pd((__m512d)a, (__m512d)b); }
-#elif VECTOR_BYTES == 64
-INLINE vec lesser(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
-#elif VECTOR_BYTES == 32 && defined(FN_DOUBLE)
-INLINE vec lesser(vec a, vec b) { return (vec)_mm256_min_pd((__m256d)a, (__m256d)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_pd((__m256d)a, (__m256d)b); }
-#elif VECTOR_BYTES == 32
-INLINE vec lesser(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
-#elif defined(__SSE2__) && defined(FN_DOUBLE)
-INLINE vec lesser(vec a, vec b) { return (vec)_mm_min_pd((__m128d)a, (__m128d)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm_max_pd((__m128d)a, (__m128d)b); }
-#elif defined(__SSE2__)
-INLINE vec lesser(vec a, vec b) { return (vec)_mm_min_ps((__m128)a, (__m128)b); }
-INLINE vec larger(vec a, vec b) { return (vec)_mm_max_ps((__m128)a, (__m128)b); }
+#ifdef FN_X86
+INLINE vec lesser(vec a, vec b) { return (vec)PACKED(min)((native)a, (native)b); }
+INLINE vec larger(vec a, vec b) { return (vec)PACKED(max)((native)a, (native)b); }
 #else
 INLINE vec lesser(vec a, vec b) { return choose(less(a, b), a, b); }
 INLINE vec larger(vec a, vec b) { return choose(greater(a, b), a, b); }
