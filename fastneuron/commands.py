@@ -123,11 +123,11 @@ def predict(options: argparse.Namespace) -> None:
 def warm_up(options: argparse.Namespace) -> None:
     """Compile and keep every kernel, and tell what was there and what it took.
 
-    "auto" is the backend that compiles, where it runs.
+    "auto", where nothing else says what it means, is the backend that compiles, if it runs here.
     """
-    backend = backends.get(options.backend)
-    if options.backend == "auto" and not isinstance(backends.available()["numba"], Exception):
-        backend = backends.get("numba")
+    free = options.backend == "auto" and backends.current() == "auto"
+    compiles = free and isinstance(backends.available()["numba"], backends.Backend)
+    backend = backends.get("numba" if compiles else options.backend)
     start = time.perf_counter()
     kernels = []
     for kernel in warmup.warm_up(backend.name, options.dtype):

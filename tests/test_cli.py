@@ -432,6 +432,14 @@ def test_info_shows_which_kernels_are_kept(
         assert "can be written by other users (mode 777)" in shown
 
 
+def test_warming_up_heeds_the_environment(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTNEURON_BACKEND", "numpy")
+    assert main(["warmup"]) == 0
+    assert capsys.readouterr().out == "backend numpy: nothing to compile\n"
+
+
 def test_warming_up_a_backend_that_compiles_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["warmup", *FAST, "--dtype", "float64,float32"]) == 0
     assert capsys.readouterr().out == "backend numpy: nothing to compile\n"
