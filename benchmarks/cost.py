@@ -25,11 +25,12 @@ from problems import TABLE, Row, draw_order, problem_of
 from fastneuron import backends
 from fastneuron.kernels import stages
 from fastneuron.kernels.estimate import Prices, StepModel
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, Optimizer
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 #: Steps that move nothing far, so that thousands of them stay finite.
 OPTIMIZERS: dict[str, Optimizer] = {

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastneuron.kernels.contract import Parameters
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.layers import Dense
+from fastneuron.spec import NetworkSpec
 
 Array = Any
 

@@ -10,10 +10,11 @@ import pytest
 
 from fastneuron.backends import Backend
 from fastneuron.kernels.contract import Parameters, Status
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import SGD, Adam, Optimizer
 from fastneuron.schedules import Horizon
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import (
     BoundedParameters,
     StepBounds,

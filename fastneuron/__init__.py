@@ -25,10 +25,10 @@ if TYPE_CHECKING:
         UnknownNameError,
     )
     from fastneuron.fitting import History
+    from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
     from fastneuron.network import Sequential, load, mlp
     from fastneuron.optimizers import SGD, Adam, AdamW, RMSprop
     from fastneuron.schedules import Constant, Cosine, OneCycle, Plateau, StepDecay, WarmUp
-    from fastneuron.spec import Dense
     from fastneuron.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "BackendUnavailable",
+    "BatchNorm",
     "Callback",
     "Constant",
     "Cosine",
@@ -45,11 +46,13 @@ __all__ = [
     "DataWarning",
     "Dense",
     "Diagnosis",
+    "Dropout",
     "EarlyStopping",
     "ExtraMissing",
     "FastneuronError",
     "HealthRecorder",
     "History",
+    "LayerNorm",
     "ModelFileError",
     "NonFiniteError",
     "OneCycle",
@@ -85,10 +88,10 @@ _ROOMS = {
         "UnknownNameError",
     ),
     "fitting": ("History",),
+    "layers": ("BatchNorm", "Dense", "Dropout", "LayerNorm"),
     "network": ("Sequential", "load", "mlp"),
     "optimizers": ("SGD", "Adam", "AdamW", "RMSprop"),
     "schedules": ("Constant", "Cosine", "OneCycle", "Plateau", "StepDecay", "WarmUp"),
-    "spec": ("Dense",),
     "trainer": ("Trainer",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

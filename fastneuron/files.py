@@ -3,7 +3,8 @@
 The description is stored under the metadata key "fastneuron" and has exactly these keys:
 ``format`` ("fastneuron-model"), ``version`` (1), ``network`` (`NetworkSpec.to_json`), ``loss`` (a
 name or null) and ``preprocessing`` (a description or null). Tensors are named ``layers.0.weight``,
-``layers.0.bias``, and so on. Nothing in a file is ever executed.
+``layers.0.bias``, ``layers.1.running_mean``, ``layers.1.running_variance`` and so on. Nothing in a
+file is ever executed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fastneuron.errors import FastneuronError, ModelFileError
-from fastneuron.kernels.contract import Array, Parameters
+from fastneuron.kernels.contract import Array, Parameters, Statistics
 from fastneuron.losses import LOSSES
 from fastneuron.spec import NetworkSpec
 
@@ -32,6 +33,7 @@ VERSION = 1
 _KEYS = {"format", "version", "network", "loss", "preprocessing"}
 # Characters of a description: 1,000 columns of 1,000 text values each fit, a bomb does not.
 _MAX_DESCRIPTION = 1 << 24
+_STATISTICS = ("running_mean", "running_variance")
 _TENSOR_TYPES = {"float32": "F32", "float64": "F64"}
 
 
@@ -43,6 +45,7 @@ class ModelFile:
     ----------
     spec : NetworkSpec
     parameters : list of (weight, bias or None)
+    statistics : list of (running mean, running variance) or None
     loss : str or None
         The loss that the network was last trained for.
     preprocessing : dict or None
@@ -52,6 +55,7 @@ class ModelFile:
 
     spec: NetworkSpec
     parameters: Parameters
+    statistics: Statistics
     loss: str | None = None
     preprocessing: dict[str, Any] | None = None
 
@@ -70,7 +74,7 @@ def save(path: str | os.PathLike[str], model: ModelFile) -> None:
     from safetensors.numpy import save as to_bytes
 
     tensors = {}
-    for name, array in _named(model.parameters).items():
+    for name, array in _named(model).items():
         if not np.isfinite(array).all():
             raise ModelFileError(f"{name} holds NaN or infinity: such a model is not saved")
         tensors[name] = np.ascontiguousarray(array)
@@ -149,21 +153,28 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _named(parameters: Parameters) -> dict[str, Array]:
+def _named(model: ModelFile) -> dict[str, Array]:
     named = {}
-    for i, (weight, bias) in enumerate(parameters):
-        named[f"layers.{i}.weight"] = weight
+    for i, (weight, bias) in enumerate(model.parameters):
+        if weight.size:
+            named[f"layers.{i}.weight"] = weight
         if bias is not None:
             named[f"layers.{i}.bias"] = bias
+    for i, pair in enumerate(model.statistics):
+        for name, values in zip(_STATISTICS, pair or (), strict=False):
+            named[f"layers.{i}.{name}"] = values
     return named
 
 
 def _shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for i, layer in enumerate(spec.layers):
-        shapes[f"layers.{i}.weight"] = (layer.in_features or 0, layer.out_features or 0)
+        if layer.has_parameters:
+            shapes[f"layers.{i}.weight"] = layer.weight_shape
         if layer.bias:
-            shapes[f"layers.{i}.bias"] = (layer.out_features or 0,)
+            shapes[f"layers.{i}.bias"] = (layer.out_features,)
+        if layer.has_statistics:
+            shapes |= {f"layers.{i}.{name}": (layer.out_features,) for name in _STATISTICS}
     return shapes
 
 
@@ -196,11 +207,24 @@ def _read(path: str | os.PathLike[str]) -> ModelFile:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ModelFileError(f"{name} holds NaN or infinity")
+    nothing = np.empty(0, spec.dtype)
     parameters: Parameters = [
-        (arrays[f"layers.{i}.weight"], arrays.get(f"layers.{i}.bias"))
+        (arrays.get(f"layers.{i}.weight", nothing), arrays.get(f"layers.{i}.bias"))
         for i in range(len(spec.layers))
     ]
-    return ModelFile(spec, parameters, description["loss"], description["preprocessing"])
+    statistics: Statistics = [
+        _statistics(arrays, i) if layer.has_statistics else None
+        for i, layer in enumerate(spec.layers)
+    ]
+    loss, preprocessing = description["loss"], description["preprocessing"]
+    return ModelFile(spec, parameters, statistics, loss, preprocessing)
+
+
+def _statistics(arrays: Mapping[str, Array], layer: int) -> tuple[Array, Array]:
+    mean, variance = (arrays[f"layers.{layer}.{name}"] for name in _STATISTICS)
+    if (variance < 0).any():
+        raise ModelFileError(f"layers.{layer}.running_variance holds a number below 0")
+    return mean, variance
 
 
 def _description(metadata: Mapping[str, str] | None) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from fastneuron import backends
 from fastneuron.arrays import Array, as_class_weights, as_weights
 from fastneuron.callbacks import CallbackLike, EarlyStopping, FitState, chunk_end_of, epoch_end_of
 from fastneuron.errors import DataError, SpecError
-from fastneuron.kernels.contract import Parameters
+from fastneuron.kernels.contract import Parameters, Statistics
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import Optimizer
+from fastneuron.parameters import ParameterStore
 from fastneuron.trainer import Chunk, Network, Trainer
 
 __all__ = ["History", "fit"]
@@ -176,7 +177,7 @@ def fit(
                         state.seconds = time.perf_counter() - start
                     metric = state.loss if held_out is None else state.val_loss
                     trainer.observe(metric)
-                    if stopping and stopping.look(state, store.pull):
+                    if stopping and stopping.look(state, store):
                         state.stop = True
                     _call(at_epoch, state)
                 if bar is not None:
@@ -189,7 +190,7 @@ def fit(
         store.epochs = max(store.epochs, trainer.epoch_count)
         store.pull()
     if stopping and stopping.best is not None:
-        store.replace(stopping.best)
+        store.replace(*stopping.best)
     best_epoch = stopping.best_epoch if stopping else None
     return records.history(best_epoch, stopped_epoch, trainer.backend.name)
 
@@ -264,15 +265,15 @@ class _Stopping:
         self._on_validation = validated and rule.monitor != "loss"
         self._lowest = math.inf
         self.best_epoch: int | None = None
-        self.best: Parameters | None = None
+        self.best: tuple[Parameters, Statistics] | None = None
 
-    def look(self, state: FitState, pull: Any) -> bool:
+    def look(self, state: FitState, store: ParameterStore) -> bool:
         """Take an epoch in; True where it is time to stop."""
         value = state.val_loss if self._on_validation else state.loss
         if self.best_epoch is None or value < self._lowest - self._rule.min_delta:
             self._lowest, self.best_epoch = value, state.epoch
             if self._rule.restore_best:
-                self.best = pull()
+                self.best = store.pull(), store.pull_statistics()
         return state.epoch - self.best_epoch >= self._rule.patience
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from fastneuron.activations import ACTIVATIONS, Activation
 from fastneuron.arrays import Array
 from fastneuron.kernels.contract import Parameters
+from fastneuron.layers import Dense
 from fastneuron.losses import Loss
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 __all__ = ["FLAT", "QUANTILES", "LayerHealth", "measure"]
 

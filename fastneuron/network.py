@@ -17,10 +17,12 @@ from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_finit
 from fastneuron.errors import SpecError
 from fastneuron.initializers import BIAS_INITIALIZERS, WEIGHT_INITIALIZERS
 from fastneuron.kernels.contract import Parameters
+from fastneuron.layers import Dense
+from fastneuron.layers import Layer as Description
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.order import checked_seed
 from fastneuron.parameters import LiveEngine, ParameterStore
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.trainer import mean_loss
 
 __all__ = ["Layer", "Sequential", "load", "mlp"]
@@ -31,17 +33,21 @@ class Layer:
 
     Attributes
     ----------
-    spec : Dense
+    spec : Dense, BatchNorm, LayerNorm or Dropout
     """
 
     def __init__(self, store: ParameterStore, index: int) -> None:
         self._store = store
         self._index = index
-        self.spec: Dense = store.spec.layers[index]
+        self.spec: Description = store.spec.layers[index]
 
     @property
     def weight(self) -> Array:
-        """A copy of the weight (in_features, out_features); assign to change it."""
+        """A copy of the weight; assign to change it.
+
+        (in_features, out_features) of a dense layer, (features,) of a normalisation, and (0,) of a
+        layer that has none.
+        """
         return self._store.pull()[self._index][0].copy()
 
     @weight.setter
@@ -58,10 +64,28 @@ class Layer:
     def bias(self, value: Any) -> None:
         self._store.set_bias(self._index, value)
 
+    @property
+    def running_mean(self) -> Array | None:
+        """A copy of a `BatchNorm`'s running mean (features,), else None; assignable."""
+        pair = self._store.pull_statistics()[self._index]
+        return None if pair is None else pair[0].copy()
+
+    @running_mean.setter
+    def running_mean(self, value: Any) -> None:
+        self._store.set_statistics(self._index, value, self.running_variance)
+
+    @property
+    def running_variance(self) -> Array | None:
+        """A copy of a `BatchNorm`'s running variance (features,), else None; assignable."""
+        pair = self._store.pull_statistics()[self._index]
+        return None if pair is None else pair[1].copy()
+
+    @running_variance.setter
+    def running_variance(self, value: Any) -> None:
+        self._store.set_statistics(self._index, self.running_mean, value)
+
     def __repr__(self) -> str:
-        spec = self.spec
-        bias = "" if spec.bias else ", bias=False"
-        return f"Layer(Dense({spec.in_features}, {spec.out_features}, {spec.activation!r}{bias}))"
+        return f"Layer({self.spec!r})"
 
 
 class Sequential:
@@ -69,7 +93,7 @@ class Sequential:
 
     Parameters
     ----------
-    *layers : Dense
+    *layers : Dense, BatchNorm, LayerNorm or Dropout
         in_features may be left out after the first.
     dtype : {"float32", "float64"}
     seed : int, optional
@@ -98,7 +122,9 @@ class Sequential:
         The one truth about the parameters, which trainers share.
     """
 
-    def __init__(self, *layers: Dense, dtype: Any = "float32", seed: int | None = None) -> None:
+    def __init__(
+        self, *layers: Description, dtype: Any = "float32", seed: int | None = None
+    ) -> None:
         spec = NetworkSpec.chain(layers, dtype)
         self.seed = secrets.randbits(32) if seed is None else checked_seed(seed)
         self.preprocessing: dict[str, Any] | None = None
@@ -194,27 +220,31 @@ class Sequential:
         """
         if preprocessing is not None:
             self.preprocessing = preprocessing
-        parameters = self.parameters.pull()
-        files.save(path, files.ModelFile(self.spec, parameters, self.loss, self.preprocessing))
+        store = self.parameters
+        with store.lock:
+            model = files.ModelFile(
+                self.spec, store.pull(), store.pull_statistics(), self.loss, self.preprocessing
+            )
+        files.save(path, model)
 
     def summary(self) -> str:
         """Return a table of the layers: shapes, parameters, and how many of them are biases."""
-        rows = [("layer", "shape", "activation", "weights", "biases")]
+        rows = [("layer", "kind", "shape", "activation", "weights", "biases")]
         for i, layer in enumerate(self.spec.layers):
-            weights = (layer.in_features or 0) * (layer.out_features or 0)
             rows.append(
                 (
                     str(i),
+                    layer.kind,
                     f"{layer.in_features} -> {layer.out_features}",
                     layer.activation,
-                    f"{weights:,}",
-                    f"{layer.n_parameters - weights:,}" if layer.bias else "none",
+                    f"{layer.n_weights:,}",
+                    f"{layer.n_parameters - layer.n_weights:,}" if layer.bias else "none",
                 )
             )
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
         lines = [
             "  ".join(
-                cell.ljust(width) if i < 3 else cell.rjust(width)
+                cell.ljust(width) if i < 4 else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in rows
@@ -324,7 +354,7 @@ def load(path: str | os.PathLike[str]) -> Sequential:
     """Return the network in a model file; see `fastneuron.files.load` for the errors."""
     model = files.load(path)
     net = Sequential.__new__(Sequential)
-    store = ParameterStore(model.spec, model.parameters)
+    store = ParameterStore(model.spec, model.parameters, model.statistics)
     store.loss = model.loss
     net.__setstate__({"parameters": store, "seed": 0, "preprocessing": model.preprocessing})
     return net
@@ -342,6 +372,10 @@ def _initial(spec: NetworkSpec, seed: int) -> Parameters:
 
     parameters: Parameters = []
     for i, layer in enumerate(spec.layers):
+        if not isinstance(layer, Dense):
+            beta = np.zeros(layer.out_features, spec.dtype) if layer.bias else None
+            parameters.append((np.ones(layer.weight_shape, spec.dtype), beta))
+            continue
         fan = (layer.in_features or 0, layer.out_features or 0, layer.activation)
         weight = cast(WEIGHT_INITIALIZERS[layer.weight_init].draw(stream(i, 0), *fan))
         bias = cast(BIAS_INITIALIZERS[layer.bias_init].draw(stream(i, 1), *fan))

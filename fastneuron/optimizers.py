@@ -26,6 +26,8 @@ __all__ = [
     "CLIP_NORM",
     "CORRECTION",
     "EPSILON",
+    "KEY_HIGH",
+    "KEY_LOW",
     "L2",
     "N_SCALARS",
     "OPTIMIZERS",
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 #: Columns of a step's scalars.
-N_SCALARS = 8
+N_SCALARS = 10
 RATE = 0  # learning rate; Adam's is over 1 - beta1^t
 L2 = 1  # weight decay that is added to the gradient
 SHRINK = 2  # weight decay that shrinks the parameter itself (AdamW), times the learning rate
@@ -50,6 +52,8 @@ BETA2 = 4  # Adam's beta2; RMSprop's rho
 EPSILON = 5
 CORRECTION = 6  # Adam: 1 / sqrt(1 - beta2^t)
 CLIP_NORM = 7  # largest global norm of the gradient; 0 where it is not clipped
+# The step's key for random numbers, two whole numbers below 2^32: `fastneuron.keys` fills them in.
+KEY_LOW, KEY_HIGH = 8, 9
 
 # Below float32's smallest normal number epsilon would turn to 0 there, and 0 / 0 follow.
 _LEAST_EPSILON = 2.0**-126

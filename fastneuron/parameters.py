@@ -16,8 +16,8 @@ import numpy as np
 from fastneuron.arrays import as_rows
 from fastneuron.errors import DataError
 from fastneuron.interrupts import HeldInterrupts
-from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters
-from fastneuron.spec import NetworkSpec
+from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics
+from fastneuron.spec import NetworkSpec, bias_is_redundant
 
 # Values one forward call may hold a layer: bounds the memory of a prediction over a large data set
 # (64 MiB of float32), and the time until Ctrl-C is heard.
@@ -32,8 +32,10 @@ class ParameterStore:
     Parameters
     ----------
     spec : NetworkSpec
-    parameters : list of (weight (in, out), bias (out,) or None)
+    parameters : list of (weight, bias (out,) or None)
         Copied, after a check of every shape.
+    statistics : list of (running mean (out,), running variance (out,)) or None, optional
+        Likewise; means of 0 and variances of 1 unless given.
 
     Attributes
     ----------
@@ -51,7 +53,9 @@ class ParameterStore:
         Those that the store was made with: what a bias's drift is measured from.
     """
 
-    def __init__(self, spec: NetworkSpec, parameters: Parameters) -> None:
+    def __init__(
+        self, spec: NetworkSpec, parameters: Parameters, statistics: Statistics | None = None
+    ) -> None:
         self.spec = spec
         self.version = 0
         self.owner: LiveEngine | None = None
@@ -59,6 +63,7 @@ class ParameterStore:
         self.loss: str | None = None
         self.epochs = 0
         self._arrays = self.checked(parameters)
+        self._statistics = self._checked_all(statistics or _initial_statistics(spec))
         self.initial_biases = [None if b is None else b.copy() for _, b in self._arrays]
 
     def checked(self, parameters: Parameters) -> Parameters:
@@ -80,21 +85,41 @@ class ParameterStore:
             owner = self.owner
             if owner is not None:
                 self._arrays = owner.engine.export()
+                self._statistics = owner.engine.export_statistics()
                 self.version += 1
                 owner.version = self.version
                 self.owner = None
             return self._arrays
 
-    def replace(self, parameters: Parameters) -> None:
-        """Set every parameter at once, for example to put the best ones back."""
+    def pull_statistics(self) -> Statistics:
+        """Return the newest running statistics themselves, to be read and not written."""
+        self.pull()
+        return self._statistics
+
+    def replace(self, parameters: Parameters, statistics: Statistics | None = None) -> None:
+        """Set every parameter at once, for example to put the best ones back.
+
+        Running statistics stay as they are unless they are given.
+        """
         checked = self.checked(parameters)
         with self.lock:
+            given = self.pull_statistics() if statistics is None else statistics
+            self._statistics = self._checked_all(given)
             self._arrays = checked
             self.version += 1
             self.owner = None
 
+    def set_statistics(self, layer: int, mean: Any, variance: Any) -> None:
+        """Set one layer's running mean and variance (out,)."""
+        checked = self._checked_statistics(layer, mean, variance)
+        with self.lock:
+            statistics = list(self.pull_statistics())
+            statistics[layer] = checked
+            self._statistics = statistics
+            self.version += 1
+
     def set_weight(self, layer: int, weight: Any) -> None:
-        """Set one layer's weight (in, out)."""
+        """Set one layer's weight."""
         checked = self._checked_weight(layer, weight)
         with self.lock:
             arrays = list(self.pull())
@@ -114,9 +139,14 @@ class ParameterStore:
     def _checked_weight(self, layer: int, weight: Any) -> Array:
         spec = self.spec.layers[layer]
         name = f"layers[{layer}].weight"
-        shape = (spec.in_features, spec.out_features)
-        if np.shape(weight) != shape:
-            raise DataError(f"{name} must have shape {shape}, got {np.shape(weight)}")
+        if not spec.has_parameters:
+            if np.size(weight):
+                raise DataError(f"{name}: a {type(spec).__name__} layer has no weight")
+            return np.empty(0, self.spec.dtype)
+        if len(spec.weight_shape) == 1:
+            return self._checked_vector(name, weight, spec.weight_shape[0])
+        if np.shape(weight) != spec.weight_shape:
+            raise DataError(f"{name} must have shape {spec.weight_shape}, got {np.shape(weight)}")
         return as_rows(weight, name, self.spec.dtype).copy()
 
     def _checked_bias(self, layer: int, bias: Any) -> Array | None:
@@ -124,27 +154,67 @@ class ParameterStore:
         name = f"layers[{layer}].bias"
         if not spec.bias:
             if bias is not None:
-                raise DataError(f"{name}: this layer was described with bias=False and has none")
+                raise DataError(f"{name}: {self._why_no_bias(layer)}")
             return None
-        if np.shape(bias) != (spec.out_features,):
-            raise DataError(f"{name} must have shape ({spec.out_features},), got {np.shape(bias)}")
-        return as_rows(np.asarray(bias)[None], name, self.spec.dtype)[0].copy()
+        return self._checked_vector(name, bias, spec.out_features)
+
+    def _why_no_bias(self, layer: int) -> str:
+        if not self.spec.layers[layer].has_parameters:
+            return f"a {type(self.spec.layers[layer]).__name__} layer has none"
+        if bias_is_redundant(self.spec.layers, layer):
+            return (
+                "this layer has none, since the BatchNorm after it takes it away; that layer's "
+                "bias does the shifting. Dense(..., bias=True) keeps one"
+            )
+        return "this layer was described with bias=False and has none"
+
+    def _checked_all(self, statistics: Statistics) -> Statistics:
+        return [
+            None if pair is None else self._checked_statistics(i, *pair)
+            for i, pair in enumerate(statistics)
+        ]
+
+    def _checked_statistics(self, layer: int, mean: Any, variance: Any) -> tuple[Array, Array]:
+        spec = self.spec.layers[layer]
+        if not spec.has_statistics:
+            raise DataError(f"layers[{layer}]: a {type(spec).__name__} layer keeps no statistics")
+        name = f"layers[{layer}].running"
+        checked = self._checked_vector(f"{name}_variance", variance, spec.out_features)
+        if (checked < 0).any():
+            raise DataError(f"{name}_variance must be at least 0, got {checked.min():g}")
+        return self._checked_vector(f"{name}_mean", mean, spec.out_features), checked
+
+    def _checked_vector(self, name: str, values: Any, size: int) -> Array:
+        if np.shape(values) != (size,):
+            raise DataError(f"{name} must have shape ({size},), got {np.shape(values)}")
+        return as_rows(np.asarray(values)[None], name, self.spec.dtype)[0].copy()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave engines and locks out of copies and pickles."""
         return {
             "spec": self.spec,
             "arrays": self.pull(),
+            "statistics": self.pull_statistics(),
             "loss": self.loss,
             "epochs": self.epochs,
             "initial_biases": self.initial_biases,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["spec"], state["arrays"])  # type: ignore[misc]
+        self.__init__(state["spec"], state["arrays"], state["statistics"])  # type: ignore[misc]
         self.loss = state["loss"]
         self.epochs = state["epochs"]
         self.initial_biases = state["initial_biases"]
+
+
+def _initial_statistics(spec: NetworkSpec) -> Statistics:
+    """Return running means of 0 and variances of 1."""
+    return [
+        (np.zeros(layer.out_features, spec.dtype), np.ones(layer.out_features, spec.dtype))
+        if layer.has_statistics
+        else None
+        for layer in spec.layers
+    ]
 
 
 class LiveEngine:
@@ -184,6 +254,7 @@ class LiveEngine:
         if self.version == store.version:
             return False
         self.engine.load(arrays)
+        self.engine.load_statistics(store.pull_statistics())
         self.version = store.version
         return True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fastneuron.keys import StepKeys
 from fastneuron.optimizers import Optimizer
 from fastneuron.schedules import Horizon
 
@@ -22,6 +23,7 @@ class Rates:
 
     def __init__(self, optimizer: Optimizer) -> None:
         self._optimizer = optimizer
+        self._keys: StepKeys | None = None
         self._schedule = optimizer.schedule
         self._plateau = self._schedule.state()
         self._table: list[NDArray[np.float64]] = []  # scalars of the steps from _first on
@@ -31,6 +33,10 @@ class Rates:
     def watches(self) -> bool:
         """Whether the schedule wants a metric at every epoch's end."""
         return self._plateau is not None
+
+    def use_keys(self, keys: StepKeys) -> None:
+        """Give each step from now on its key."""
+        self._keys, self._table = keys, []
 
     def observe(self, metric: float) -> None:
         """Take the metric (lower is better) that a `Plateau` schedule watches."""
@@ -45,7 +51,10 @@ class Rates:
 
     def scalars(self, first: int, rates: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the scalars (count, N_SCALARS) of the steps from `first` on."""
-        return self._optimizer.scalars(first, rates)
+        table = self._optimizer.scalars(first, rates)
+        if self._keys is not None:
+            self._keys.fill(table, first)
+        return table
 
     def row(self, step: int) -> NDArray[np.float64]:
         """Return the scalars (1, N_SCALARS) of a single step, its training's length unknown."""

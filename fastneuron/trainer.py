@@ -15,6 +15,8 @@ from fastneuron.descriptions import checked_count
 from fastneuron.divergence import diverged
 from fastneuron.errors import DataError, SpecError
 from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.keys import StepKeys
+from fastneuron.layers import Dropout
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import Optimizer, as_optimizer
 from fastneuron.order import Batches, Part, checked_seed
@@ -128,6 +130,8 @@ class Trainer:
         self._rates = Rates(self.optimizer)
         # The reference engine runs Python within a step, where Ctrl-C could cut it in two.
         self._guard_steps = self.backend.name == "numpy" or not self.backend.has_engine
+        # Until the first step: then they have their keys.
+        self._draws = any(isinstance(layer, Dropout) for layer in self.spec.layers)
         self._kept = 0  # rows of the last `forward`, 0 where `update` has none to work on
         self._steps = 1  # of the next chunk
         self._order = np.empty(0, np.int64)
@@ -169,6 +173,8 @@ class Trainer:
         if not fits_targets(y, kind, n, outputs, dtype):
             y = as_targets(y, kind, n, outputs, dtype)
         weight = None if sample_weight is None else as_weights(sample_weight, n, dtype)
+        if n < 2:
+            self._check_rows(n)
         store, live = self._store, self._live
         with store.lock:
             if store.owner is not live:
@@ -177,6 +183,8 @@ class Trainer:
                 self._order = np.arange(n, dtype=np.int64)
                 self._bounds = np.array([0, n], np.int64)
             self._kept = 0
+            if self._draws:
+                self._begin_keys()
             run = live.guarded_run if self._guard_steps or not live.proven else live.engine.run
             step = self.step_count
             row = self._rates.row(step)
@@ -236,11 +244,15 @@ class Trainer:
         return np.concatenate(parts)
 
     def forward(self, x: Any) -> Array:
-        """Return the output (n, out_features) for x and keep what `update` needs of these rows."""
+        """Return the output (n, out_features) for x and keep what `update` needs of these rows.
+
+        It is the output in training: normalised by this batch, with numbers dropped.
+        """
         x = as_rows(x, "x", self._dtype, self.spec.in_features)
+        self._check_rows(len(x))
         with self._store.lock:
             self._live.refresh()
-            out = self._live.engine.forward_keep(x)
+            out = self._live.engine.forward_keep(x, self._next_row())
             self._kept = len(x)
         return out
 
@@ -271,7 +283,7 @@ class Trainer:
             if self._live.claim():
                 raise DataError("the parameters changed since forward(x): call forward again")
             self._kept = 0
-            dx, outcome = self._live.guarded_update(rows, self._rates.row(self.step_count)[0])
+            dx, outcome = self._live.guarded_update(rows, self._next_row()[0])
             if outcome.status:
                 as_rows(rows, "dout", self._dtype)
                 self._diverged(outcome.status, None, self._rates.rate(self.step_count), 0)
@@ -280,12 +292,16 @@ class Trainer:
         return dx
 
     def gradients(self, x: Any, y: Any, sample_weight: Any = None) -> tuple[float, Parameters]:
-        """Return the batch's mean loss and (dweight, dbias or None) a layer; nothing is updated."""
+        """Return the batch's mean loss and (dweight, dbias or None) a layer; nothing is updated.
+
+        They are the next step's: with its dropped numbers. What is not trained has gradient zero.
+        """
         x, y, weight = self.checked(x, y, sample_weight)
+        self._check_rows(len(x))
         with self._store.lock:
             self._live.refresh()
             self._kept = 0
-            loss, gradients = self._live.engine.gradients(x, y, weight)
+            loss, gradients = self._live.engine.gradients(x, y, weight, self._next_row())
             if not np.isfinite(loss):
                 self._diverged(Status.LOSS_NOT_FINITE, x, self._rates.rate(self.step_count), 0)
         return loss, gradients
@@ -353,6 +369,9 @@ class Trainer:
             Python at every epoch. False where something must happen at each epoch's end.
         """
         epochs = checked_count("run", "epochs", epochs)
+        self._check_rows(min(len(x), self.batch_size))
+        if self._draws:
+            self._begin_keys()
         batches = Batches(
             len(x),
             self.batch_size,
@@ -397,6 +416,25 @@ class Trainer:
         self._steps = max(1, min(most, int(_CHUNK_SECONDS / pace)))
         self._live.release()
         return Chunk(part, losses, float(rates[-1]), seconds)
+
+    def _next_row(self) -> NDArray[np.float64]:
+        """Return the scalars (1, N_SCALARS) of the next step."""
+        if self._draws:
+            self._begin_keys()
+        return self._rates.row(self.step_count)
+
+    def _begin_keys(self) -> None:
+        """Give steps their keys: the training's, named by the epoch that it begins with."""
+        self._rates.use_keys(StepKeys(self.seed, self.epoch_count))
+        self._draws = False
+
+    def _check_rows(self, rows: int) -> None:
+        """Refuse batches of one row where rows are normalised by their batch."""
+        if rows < 2 and self.spec.uses_batch:
+            raise DataError(
+                "BatchNorm needs batches of 2 rows or more to train: one row has no variance. Give "
+                "more rows, use LayerNorm, or BatchNorm(trainable=False)"
+            )
 
     def _new_engine(self) -> Engine:
         return self.backend.engine(

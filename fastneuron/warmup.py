@@ -14,9 +14,10 @@ import numpy as np
 
 from fastneuron import backends
 from fastneuron.kernels.contract import Array, Engine
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 __all__ = ["DTYPES", "Kernel", "warm_up"]
 

@@ -13,7 +13,8 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.layers import Dense
+from fastneuron.spec import NetworkSpec
 
 
 def available(name: str) -> backends.Backend:

@@ -22,7 +22,8 @@ import numpy as np
 from fastneuron import backends
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.layers import Dense
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import draw_inputs, draw_parameters, draw_targets
 
 backend, threads = sys.argv[1], int(sys.argv[2])

@@ -9,9 +9,10 @@ import pytest
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, UnknownNameError
 from fastneuron.kernels.contract import SLOTS, Engine
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 
 @pytest.fixture(autouse=True)

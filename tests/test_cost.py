@@ -32,9 +32,10 @@ from fastneuron.kernels.cost import (
 )
 from fastneuron.kernels.estimate import CHAINS, Prices, StepModel
 from fastneuron.kernels.speeds import TYPICAL, Speeds
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import OPTIMIZERS, SGD, Adam
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.threads import run_team
 
 LANES = 32

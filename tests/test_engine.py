@@ -9,10 +9,11 @@ import pytest
 
 from fastneuron.backends import Backend
 from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import RATE, SGD, Adam
 from fastneuron.schedules import Horizon
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import (
     Case,
     assert_within,

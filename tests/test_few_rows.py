@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from fastneuron.backends import Backend
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import N_SCALARS, SGD, Adam, AdamW, Optimizer, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import assert_within, generated_cases, loaded, training_step
 
 DTYPES = ["float32", "float64"]

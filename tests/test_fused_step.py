@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from fastneuron.backends import Backend
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.contract import Parameters, Status
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, Optimizer, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 SIZES = (40, 130, 70, 5)
 

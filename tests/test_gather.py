@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from fastneuron.backends import Backend
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.layout import to_panels
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import draw_parameters
 
 #: As many outputs are too many for a slim layer, which has its rows elsewhere.

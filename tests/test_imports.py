@@ -16,9 +16,11 @@ HOUSE = (
     ("errors", "places", "interrupts", "plans"),
     ("registry", "order"),
     ("descriptions", "threads", "arrays", "activations", "losses", "initializers"),
-    ("schedules", "spec"),
-    ("optimizers",),
+    ("schedules", "layers"),
+    ("optimizers", "spec"),
+    ("keys",),
     ("kernels.contract", "rates"),
+    ("kernels.columns",),
     (
         "kernels.layout",
         "kernels._cython_cpu",

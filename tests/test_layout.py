@@ -9,7 +9,8 @@ import pytest
 
 from fastneuron.kernels import layout as at
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.layers import Dense
+from fastneuron.spec import NetworkSpec
 
 LANES = 8
 SLIM_OUTPUTS = (at.SLIM_PRE, at.SLIM_OUT, at.SLIM_OUT_DELTA)

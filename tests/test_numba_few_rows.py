@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.few import few_rows_backward
 from fastneuron.kernels.numba_cpu.jit import kernel
 from fastneuron.kernels.numba_cpu.products import panels_product

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("numba", reason="numba is not installed")
 
-from fastneuron.kernels.layout import SLIM_ROWS
+from fastneuron.kernels.columns import SLIM_ROWS
 from fastneuron.kernels.numba_cpu import losses, moves, softmax, sums, updates
 from fastneuron.kernels.numba_cpu.jit import kernel
 from fastneuron.kernels.numba_cpu.slim import dot

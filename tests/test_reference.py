@@ -11,9 +11,10 @@ import pytest
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Outcome, Status
 from fastneuron.kernels.reference import SLOTS, ReferenceEngine
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import N_SCALARS, RATE, SGD, Adam, AdamW, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 DTYPES = ["float32", "float64"]
 KINKED = {"relu", "leaky_relu"}

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from fastneuron.backends import Backend
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
+from fastneuron.kernels.columns import SLIM_BLOCK, SLIM_ROWS
 from fastneuron.kernels.contract import Parameters, Status
-from fastneuron.kernels.layout import SLIM_BLOCK, SLIM_ROWS, slim_layers
+from fastneuron.kernels.layout import slim_layers
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import assert_within, draw_inputs, draw_parameters, training_step
 from fastneuron.testing.generate import draw_targets
 

@@ -87,7 +87,8 @@ for dtype in ("float32", "float64"):
 # The engine reads its data where it lies, too.
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import Adam
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.layers import Dense
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import draw_parameters
 def train(x, y, weight, order, bounds, scalars, losses):
     assert engine.run(x, y, weight, order, bounds, scalars, losses).steps == 2

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from fastneuron.errors import SpecError, UnknownNameError
+from fastneuron.layers import Dense
 from fastneuron.registry import Registry
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 
 
 def test_left_out_sizes_come_from_the_layer_before() -> None:

@@ -14,9 +14,10 @@ import pytest
 
 from fastneuron.backends import Backend
 from fastneuron.kernels.contract import Status
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, Optimizer, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import draw_inputs, draw_parameters, draw_targets
 
 #: Sizes, loss, optimizer: few and many weight tiles, slim layers, two passes where norms are

@@ -13,9 +13,10 @@ import pytest
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Parameters
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import (
     POISONS,
     Bounded,

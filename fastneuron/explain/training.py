@@ -11,9 +11,9 @@ from fastneuron.arrays import Array
 from fastneuron.datasets import make_spirals
 from fastneuron.explain.explanation import Explanation, table
 from fastneuron.fitting import History
+from fastneuron.layers import Dense
 from fastneuron.network import Sequential, mlp
 from fastneuron.optimizers import SGD, Adam
-from fastneuron.spec import Dense
 
 __all__ = ["RUNS", "saturation", "symmetry"]
 

@@ -12,17 +12,18 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels import stages
-from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Status
+from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
 from fastneuron.kernels.cost import PROBE_ROWS, WORK_TO_WAKE, Course, measured_speeds
 from fastneuron.kernels.estimate import StepModel
 from fastneuron.kernels.explanation import explain
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
 from fastneuron.kernels.speeds import TYPICAL, Speeds
+from fastneuron.layers import Dense
 from fastneuron.losses import Loss
 from fastneuron.optimizers import N_SCALARS, Optimizer
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.threads import run_team, usable_cores
 
 _ONE_STEP = np.zeros((1, N_SCALARS), np.float64)
@@ -72,6 +73,7 @@ class BlockedEngine(Engine):
         self._no_labels = self._input(np.empty(0, np.int64))
         self._lay_out(batch_size)
         self._arena[: self._layout.persistent] = 0
+        self._layout.write_numbers(self._arena)
 
     # What a backend supplies.
 
@@ -132,6 +134,8 @@ class BlockedEngine(Engine):
         with self._turn:
             self._layout.pack(parameters, self._region(at.PARAMETERS))
             for index, (weight, _bias) in enumerate(parameters):
+                if weight.ndim < 2:
+                    continue
                 transposed = self._layout.transposed_view(self._arena, index)
                 transposed[...] = to_panels(weight.T, self._lanes())
             self._layout.head[at.STALE] = 0
@@ -139,6 +143,14 @@ class BlockedEngine(Engine):
     def export(self) -> Parameters:
         with self._turn:
             return self._layout.unpack(self._region(at.PARAMETERS))
+
+    def load_statistics(self, statistics: Statistics) -> None:
+        with self._turn:
+            self._layout.pack_statistics(statistics, self._arena)
+
+    def export_statistics(self) -> Statistics:
+        with self._turn:
+            return self._layout.unpack_statistics(self._arena)
 
     def load_moments(self, moments: Sequence[Parameters]) -> None:
         with self._turn:
@@ -252,6 +264,8 @@ class BlockedEngine(Engine):
         bounds = np.array([0, rows], np.int64)
         loss = np.zeros(1, np.float64)
         order = self._identity[:rows]
+        if scalars is None:
+            scalars = _ONE_STEP
         return self._train_call(stage, x, y, weight, order, bounds, scalars, loss, rows), loss[0]
 
     def forward(self, x: Array) -> Array:
@@ -269,10 +283,10 @@ class BlockedEngine(Engine):
                 self._call(self._infer, arguments, self._inference, rows, work, 1)
         return out
 
-    def forward_keep(self, x: Array) -> Array:
+    def forward_keep(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Array:
         with self._turn:
             self._grow(len(x))
-            self._whole_batch(stages.FORWARD, x, self._no_targets, None, _ONE_STEP)
+            self._whole_batch(stages.FORWARD, x, self._no_targets, None, scalars)
             self._kept = len(x)
             return self._rows(at.OUT_ROWS, -1, self.spec.out_features, len(x))
 
@@ -285,13 +299,15 @@ class BlockedEngine(Engine):
             self._kept = 0
             return self._rows(at.IN_DELTA, 0, self.spec.in_features, len(dout)), outcome
 
-    def gradients(self, x: Array, y: Array, weight: Array | None) -> tuple[float, Parameters]:
+    def gradients(
+        self, x: Array, y: Array, weight: Array | None, scalars: NDArray[np.float64] | None = None
+    ) -> tuple[float, Parameters]:
         stage = stages.FORWARD | stages.LOSS | stages.BACKWARD
         with self._turn:
             self._grow(len(x))
             self._kept = 0
-            _outcome, loss = self._whole_batch(stage, x, y, weight, _ONE_STEP)
-            return float(loss), self._layout.unpack(self._region(at.GRADIENT))
+            _outcome, loss = self._whole_batch(stage, x, y, weight, scalars)
+            return float(loss), self._layout.unpack_gradient(self._arena)
 
     def _rows(self, column: int, index: int, columns: int, rows: int) -> Array:
         offset = int(self._layout.layers[index, column])

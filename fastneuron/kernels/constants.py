@@ -13,7 +13,7 @@ from functools import cache
 from types import ModuleType
 
 from fastneuron import activations, losses, optimizers
-from fastneuron.kernels import contract, layout, stages
+from fastneuron.kernels import columns, contract, stages
 
 
 def _lines(prefix: str, values: Mapping[str, object]) -> list[str]:
@@ -35,7 +35,7 @@ def _of_enum(prefix: str, members: type[IntEnum]) -> list[str]:
 @cache
 def _text() -> str:
     lines = [
-        *_of_module("AT", layout),
+        *_of_module("AT", columns),
         *_of_module("STAGES", stages),
         *_of_module("OPTIMIZERS", optimizers),
         *_of_enum("UPDATE", optimizers.UpdateKind),

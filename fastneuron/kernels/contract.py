@@ -19,8 +19,11 @@ from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
 
 Array: TypeAlias = NDArray[Any]
-#: One (weight (I, O), bias (O,) or None) a layer, row-major.
+#: One (weight, bias (O,) or None) a layer, row-major. The weight is (I, O) of a dense layer, (O,)
+#: of a normalisation, and (0,) where there is none.
 Parameters: TypeAlias = list[tuple[Array, Array | None]]
+#: One (running mean (O,), running variance (O,)) a layer, None where it keeps no such thing.
+Statistics: TypeAlias = list[tuple[Array, Array] | None]
 
 #: Every slot, in the order in which a training step meets them. The reference fills all of them;
 #: its docstrings are the slots' documentation.
@@ -98,6 +101,14 @@ class Engine(ABC):
         """Return fresh row-major copies of the current parameters."""
 
     @abstractmethod
+    def load_statistics(self, statistics: Statistics) -> None:
+        """Copy the running statistics in. Steps move them; `forward` goes by them."""
+
+    @abstractmethod
+    def export_statistics(self) -> Statistics:
+        """Return fresh copies of the running statistics."""
+
+    @abstractmethod
     def load_moments(self, moments: Sequence[Parameters]) -> None:
         """Copy the optimizer's moments in: `n_moments` of them, shaped like the parameters."""
 
@@ -150,8 +161,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def forward_keep(self, x: Array) -> Array:
-        """Like `forward`, but keep what `update` needs: the activations of exactly these rows."""
+    def forward_keep(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Array:
+        """Return the output of x in training: by the batch's statistics, with numbers dropped.
+
+        What `update` needs of exactly these rows is kept. `scalars` (1, N_SCALARS) float64 hold
+        the key of the step's random numbers; None is the key 0.
+        """
 
     @abstractmethod
     def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
@@ -171,8 +186,13 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def gradients(self, x: Array, y: Array, weight: Array | None) -> tuple[float, Parameters]:
-        """Return the batch's mean loss and (dweight, dbias or None) a layer; update nothing."""
+    def gradients(
+        self, x: Array, y: Array, weight: Array | None, scalars: NDArray[np.float64] | None = None
+    ) -> tuple[float, Parameters]:
+        """Return the batch's mean loss and (dweight, dbias or None) a layer; update nothing.
+
+        What is not trained has gradient zero. `scalars` as in `forward_keep`.
+        """
 
     @abstractmethod
     def plan(self) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastneuron.kernels import layout as at
-from fastneuron.kernels.layout import FUSE_FROM, panels
+from fastneuron.kernels import columns as at
+from fastneuron.kernels.columns import FUSE_FROM, panels
 from fastneuron.kernels.speeds import Speeds
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
+from fastneuron.kernels.columns import panels
 from fastneuron.kernels.contract import Array
-from fastneuron.kernels.layout import aligned, panels
+from fastneuron.kernels.layout import aligned
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import UpdateKind
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Engine, Parameters
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
-from fastneuron.spec import Dense, NetworkSpec
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing.bounds import Array
 
 __all__ = [

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.sums import largest_bits
 from fastneuron.kernels.numba_cpu.target import lanes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, gate
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.low import BACK_ROWS, low_back

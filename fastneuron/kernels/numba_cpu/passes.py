@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.bounds import entry, forget_maxima, maxima_of
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
 from fastneuron.kernels.numba_cpu.few import few_rows_backward

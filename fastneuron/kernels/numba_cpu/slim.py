@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, activate, gate
 from fastneuron.kernels.numba_cpu.emit import I64, Memory, Number, Variable, below, splat, whole
 from fastneuron.kernels.numba_cpu.jit import glue, inner

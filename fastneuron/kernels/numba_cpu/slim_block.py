@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.bounds import entry
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.panels import LINE
 from fastneuron.kernels.numba_cpu.slim import slim_gradient

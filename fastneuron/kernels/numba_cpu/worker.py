@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.numba_cpu.bounds import certainly_finite
 from fastneuron.kernels.numba_cpu.few import few_rows_step

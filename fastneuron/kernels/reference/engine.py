@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Status
+from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
+from fastneuron.kernels.reference import dropout, norms
 from fastneuron.kernels.reference.dense import quiet
 from fastneuron.kernels.reference.slots import SLOTS
+from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.losses import Loss
-from fastneuron.optimizers import CLIP_NORM, L2, SHRINK, Optimizer
+from fastneuron.optimizers import CLIP_NORM, KEY_HIGH, KEY_LOW, L2, N_SCALARS, SHRINK, Optimizer
 from fastneuron.spec import NetworkSpec
 
 __all__ = ["ReferenceEngine"]
 
-#: What the backward pass needs of each layer: its input, and a or z as `Activation.saves` says.
-Kept = list[tuple[Array, Array]]
+
+class Kept(NamedTuple):
+    """What the backward pass needs of a layer.
+
+    Attributes
+    ----------
+    x : (B, I)
+        The layer's input.
+    saved : (B, O)
+        a or z, as `Activation.saves` says.
+    extra : tuple
+        Mean, variance and inverse root of a normalisation, or the mask of a dropout.
+    """
+
+    x: Array
+    saved: Array
+    extra: tuple[Array, ...] = ()
 
 
 class ReferenceEngine(Engine):
@@ -60,7 +77,8 @@ class ReferenceEngine(Engine):
         self._parameters = self._zeros()
         n_moments = 0 if optimizer is None else optimizer.n_moments
         self._moments = [self._zeros() for _ in range(n_moments)]
-        self._kept: Kept = []
+        self._statistics: Statistics = [None] * len(spec.layers)
+        self._kept: list[Kept] = []
 
     def load(self, parameters: Parameters) -> None:
         """Copy `parameters` in."""
@@ -69,6 +87,14 @@ class ReferenceEngine(Engine):
     def export(self) -> Parameters:
         """Return copies of the parameters."""
         return self._copy(self._parameters)
+
+    def load_statistics(self, statistics: Statistics) -> None:
+        """Copy the running statistics in."""
+        self._statistics = _copied(statistics)
+
+    def export_statistics(self) -> Statistics:
+        """Return copies of the running statistics."""
+        return _copied(self._statistics)
 
     def load_moments(self, moments: Sequence[Parameters]) -> None:
         """Copy the optimizer's moments in."""
@@ -91,12 +117,12 @@ class ReferenceEngine(Engine):
         """Train on the batches that `bounds` cuts out of `order`."""
         for step in range(len(bounds) - 1):
             rows = order[bounds[step] : bounds[step + 1]]
-            out, kept = self._forward(x[rows])
+            out, kept = self._forward(x[rows], scalars[step])
             losses[step], dout = self._loss(out, y[rows], None if weight is None else weight[rows])
             if not math.isfinite(losses[step]):
                 return Outcome(Status.LOSS_NOT_FINITE, step)
             _, gradients = self._backward(dout, kept, need_dx=False)
-            status = self._apply(gradients, scalars[step])
+            status = self._apply(gradients, kept, scalars[step])
             if status is not Status.OK:
                 return Outcome(status, step)
         return Outcome(Status.OK, len(bounds) - 1)
@@ -105,21 +131,23 @@ class ReferenceEngine(Engine):
         """Return the network's output (n, O) for x (n, I)."""
         return self._forward(x)[0]
 
-    def forward_keep(self, x: Array) -> Array:
-        """Return the output and keep what `update` needs."""
+    def forward_keep(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Array:
+        """Return the training output and keep what `update` needs."""
         # Copies, since the caller may write to its x and to what it gets before it calls update.
-        out, self._kept = self._forward(x.copy())
+        out, self._kept = self._forward(x.copy(), _key_row(scalars))
         return out.copy()
 
     def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
         """Apply one step for the rows of the last `forward_keep` and return dL/dx."""
         dx, gradients = self._backward(dout, self._kept, need_dx=True)
-        status = self._apply(gradients, scalars)
+        status = self._apply(gradients, self._kept, scalars)
         return dx, Outcome(status, 1 if status is Status.OK else 0)
 
-    def gradients(self, x: Array, y: Array, weight: Array | None) -> tuple[float, Parameters]:
+    def gradients(
+        self, x: Array, y: Array, weight: Array | None, scalars: NDArray[np.float64] | None = None
+    ) -> tuple[float, Parameters]:
         """Return the mean loss of the batch and its gradient; nothing is updated."""
-        out, kept = self._forward(x)
+        out, kept = self._forward(x, _key_row(scalars))
         loss, dout = self._loss(out, y, weight)
         return loss, self._backward(dout, kept, need_dx=False)[1]
 
@@ -134,18 +162,50 @@ class ReferenceEngine(Engine):
             "phases": ["gather", "forward", "loss", "backward", "update"],
         }
 
-    def _forward(self, x: Array) -> tuple[Array, Kept]:
-        kept: Kept = []
-        a = x
-        for layer, (w, b) in zip(self.spec.layers, self._parameters, strict=True):
-            x = a
-            if ACTIVATIONS[layer.activation].saves == "z":
-                saved = self._slots["dense_forward"](x, w, b)
-                a = self._slots["bias_act_forward"](saved, None, layer.activation)
-            else:
-                saved = a = self._slots["dense_forward"](x, w, b, layer.activation)
-            kept.append((x, saved))
-        return a, kept
+    def _forward(
+        self, x: Array, scalars: NDArray[np.float64] | None = None
+    ) -> tuple[Array, list[Kept]]:
+        """Return the output and what is kept a layer: of a training step where it has scalars."""
+        kept: list[Kept] = []
+        for index in range(len(self.spec.layers)):
+            x, what = self._layer_forward(index, x, scalars)
+            kept.append(what)
+        return x, kept
+
+    def _layer_forward(
+        self, index: int, x: Array, scalars: NDArray[np.float64] | None
+    ) -> tuple[Array, Kept]:
+        layer, (w, b) = self.spec.layers[index], self._parameters[index]
+        if isinstance(layer, Dropout):
+            if scalars is None:
+                return x, Kept(x, x)
+            key, dropped = (int(scalars[KEY_LOW]), int(scalars[KEY_HIGH])), int(layer.rate * 2**32)
+            mask = dropout.kept(x.shape[0], x.shape[1], index, key, dropped)
+            a = dropout.dropout(x, mask, layer.rate)
+            return a, Kept(x, a, (mask,))
+        saves_z = ACTIVATIONS[layer.activation].saves == "z"
+        extra: tuple[Array, ...] = ()
+        if isinstance(layer, Dense):
+            if not saves_z:
+                a = self._slots["dense_forward"](x, w, b, layer.activation)
+                return a, Kept(x, a)
+            z = self._slots["dense_forward"](x, w, b)
+        else:
+            extra = mean, _, inverse = self._norm_moments(index, x, in_training=scalars is not None)
+            z = norms.norm_forward(x, mean, inverse, w, b)
+        a = self._slots["bias_act_forward"](z, None, layer.activation)
+        return a, Kept(x, z if saves_z else a, extra)
+
+    def _norm_moments(self, index: int, x: Array, *, in_training: bool) -> tuple[Array, ...]:
+        layer = self.spec.layers[index]
+        if isinstance(layer, LayerNorm):
+            return norms.moments(x, layer.epsilon, norms.OVER_FEATURES)
+        assert isinstance(layer, BatchNorm)
+        if in_training and layer.uses_batch:
+            return norms.moments(x, layer.epsilon, norms.OVER_BATCH)
+        statistics = self._statistics[index]
+        assert statistics is not None
+        return norms.running_moments(statistics, layer.epsilon)
 
     def _loss(self, out: Array, y: Array, weight: Array | None) -> tuple[float, Array]:
         assert self.loss is not None
@@ -154,24 +214,51 @@ class ReferenceEngine(Engine):
         total = np.add.accumulate(rows, dtype=np.float64)[-1]
         return float(total) / len(rows), dout
 
-    def _backward(self, dout: Array, kept: Kept, need_dx: bool) -> tuple[Array, Parameters]:
+    def _backward(self, dout: Array, kept: list[Kept], need_dx: bool) -> tuple[Array, Parameters]:
         gradients: Parameters = []
         da = dout
-        for i in reversed(range(len(self.spec.layers))):
-            layer, (x, saved) = self.spec.layers[i], kept[i]
-            w = self._parameters[i][0]
-            da, dw, db = self._slots["dense_backward"](
-                da, x, w, saved, layer.activation, layer.bias, need_dx or i > 0
-            )
-            gradients.insert(0, (dw, db))
+        for index in reversed(range(len(self.spec.layers))):
+            da, gradient = self._layer_backward(index, da, kept[index], need_dx or index > 0)
+            gradients.insert(0, gradient)
+        for layer, (dw, db) in zip(self.spec.layers, gradients, strict=True):
+            if not layer.trains_weight:
+                dw[...] = 0
+            if db is not None and not layer.trains_bias:
+                db[...] = 0
         return da, gradients
 
+    def _layer_backward(
+        self, index: int, da: Array, kept: Kept, need_dx: bool
+    ) -> tuple[Array, tuple[Array, Array | None]]:
+        layer, (w, b) = self.spec.layers[index], self._parameters[index]
+        x, saved, extra = kept
+        if isinstance(layer, Dense):
+            dx, dw, db = self._slots["dense_backward"](
+                da, x, w, saved, layer.activation, layer.bias, need_dx
+            )
+            return dx, (dw, db)
+        if isinstance(layer, Dropout):
+            return dropout.dropout(da, extra[0], layer.rate), (w.copy(), None)
+        dy, _ = self._slots["act_bias_backward"](da, saved, layer.activation, False)
+        mean, _, inverse = extra
+        dw, db = norms.norm_gradients(x, mean, inverse, dy)
+        if isinstance(layer, BatchNorm) and not layer.uses_batch:
+            dx = norms.norm_forward(dy, 0 * mean, inverse, w, None)
+        else:
+            axis = norms.OVER_BATCH if isinstance(layer, BatchNorm) else norms.OVER_FEATURES
+            dx = norms.norm_backward(x, mean, inverse, w, dy, axis)
+        return dx, (dw, None if b is None else db)
+
     @quiet
-    def _apply(self, gradients: Parameters, scalars: NDArray[np.float64]) -> Status:
-        """Update every parameter, or none where the gradient is not finite."""
+    def _apply(
+        self, gradients: Parameters, kept: list[Kept], scalars: NDArray[np.float64]
+    ) -> Status:
+        """Update every parameter that is trained, or none where the gradient is not finite."""
         assert self.optimizer is not None
         update = self._slots[self.optimizer.slot]
-        squared = sum(float(np.square(g, dtype=np.float64).sum()) for g in _arrays(gradients))
+        squared = sum(
+            float(np.square(g, dtype=np.float64).sum()) for g, _ in self._trained(gradients)
+        )
         if not squared <= np.finfo(self._dtype).max:
             return Status.GRADIENT_NOT_FINITE
         limit, norm = float(scalars[CLIP_NORM]), math.sqrt(squared)
@@ -179,19 +266,43 @@ class ReferenceEngine(Engine):
         bias_scalars = scalars.copy()
         if not self.optimizer.decay_bias:
             bias_scalars[[L2, SHRINK]] = 0
-        for p, g, *moments in zip(
-            _arrays(self._parameters), _arrays(gradients), *map(_arrays, self._moments), strict=True
-        ):
-            flat = tuple(moment.reshape(-1) for moment in moments)
-            row = bias_scalars if p.ndim == 1 else scalars
-            update(p.reshape(-1), g.reshape(-1), flat, row, clip_scale)
+        lists = [self._parameters, gradients, *self._moments]
+        for row in zip(*map(self._trained, lists), strict=True):
+            (p, decays), (g, _), *moments = row
+            flat = tuple(moment.reshape(-1) for moment, _ in moments)
+            numbers = scalars if decays else bias_scalars
+            update(p.reshape(-1), g.reshape(-1), flat, numbers, clip_scale)
+        self._move_statistics(kept)
         return Status.OK
+
+    def _move_statistics(self, kept: list[Kept]) -> None:
+        for index, layer in enumerate(self.spec.layers):
+            old = self._statistics[index]
+            if isinstance(layer, BatchNorm) and layer.uses_batch and old is not None:
+                mean, variance, _ = kept[index].extra
+                rows = len(kept[index].x)
+                self._statistics[index] = norms.moved_statistics(
+                    old, mean, variance, layer.momentum, rows
+                )
+
+    def _trained(self, parameters: Parameters) -> list[tuple[Array, bool]]:
+        """Return the arrays that are trained, in the order of the layers, and which always decay.
+
+        The weight of a normalisation counts as a bias there: it does not make the function steeper.
+        """
+        arrays: list[tuple[Array, bool]] = []
+        for layer, (weight, bias) in zip(self.spec.layers, parameters, strict=True):
+            if layer.trains_weight:
+                arrays.append((weight, isinstance(layer, Dense)))
+            if bias is not None and layer.trains_bias:
+                arrays.append((bias, False))
+        return arrays
 
     def _zeros(self) -> Parameters:
         return [
             (
-                np.zeros((layer.in_features or 0, layer.out_features or 0), self._dtype),
-                np.zeros(layer.out_features or 0, self._dtype) if layer.bias else None,
+                np.zeros(layer.weight_shape, self._dtype),
+                np.zeros(layer.out_features, self._dtype) if layer.bias else None,
             )
             for layer in self.spec.layers
         ]
@@ -206,6 +317,9 @@ class ReferenceEngine(Engine):
         ]
 
 
-def _arrays(parameters: Parameters) -> list[Array]:
-    """Return the weights and biases that there are, in the order of the layers."""
-    return [array for pair in parameters for array in pair if array is not None]
+def _key_row(scalars: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    return np.zeros(N_SCALARS) if scalars is None else scalars[0]
+
+
+def _copied(statistics: Statistics) -> Statistics:
+    return [pair and (pair[0].copy(), pair[1].copy()) for pair in statistics]
