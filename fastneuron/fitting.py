@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from fastneuron import backends
 from fastneuron.arrays import Array, as_class_weights, as_weights
 from fastneuron.callbacks import CallbackLike, EarlyStopping, FitState, chunk_end_of, epoch_end_of
+from fastneuron.chunks import Chunk, Network
 from fastneuron.errors import DataError, SpecError
 from fastneuron.kernels.contract import Parameters, Statistics
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.parameters import ParameterStore
-from fastneuron.trainer import Chunk, Network, Trainer
+from fastneuron.trainer import Trainer
 
 __all__ = ["History", "fit"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron import backends
 from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_rows, fits_targets
+from fastneuron.chunks import Chunk, Network, Pace
 from fastneuron.descriptions import checked_count
 from fastneuron.divergence import diverged
 from fastneuron.errors import DataError, SpecError
@@ -20,52 +21,15 @@ from fastneuron.layers import Dropout
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import Optimizer, as_optimizer
 from fastneuron.order import Batches, Part, checked_seed
-from fastneuron.parameters import LiveEngine, ParameterStore
+from fastneuron.parameters import LiveEngine
 from fastneuron.plans import Plan
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
-from fastneuron.spec import NetworkSpec
 from fastneuron.threads import requested_threads
 
 __all__ = ["Chunk", "Trainer", "mean_loss"]
 
-# Seconds of one engine call: half of the 50 ms after which Ctrl-C would feel late, since a chunk's
-# length is a guess from the chunk before.
-_CHUNK_SECONDS = 0.025
-# A chunk is at most this many times the one before: the first steps of an engine are its slowest.
-_GROWTH = 8
 _INT64 = np.dtype(np.int64)
-
-
-class Network(Protocol):
-    """What a trainer needs of a network; `Sequential` is one."""
-
-    @property
-    def spec(self) -> NetworkSpec: ...
-    @property
-    def parameters(self) -> ParameterStore: ...
-    @property
-    def seed(self) -> int: ...
-
-
-class Chunk(NamedTuple):
-    """Steps that were trained in one call of the engine.
-
-    Attributes
-    ----------
-    part : Part
-        Where they lie among the epochs.
-    losses : (steps,) float64
-        Mean loss of each batch before its step.
-    learning_rate : float
-        That of the last step.
-    seconds : float
-    """
-
-    part: Part
-    losses: NDArray[np.float64]
-    learning_rate: float
-    seconds: float
 
 
 class Trainer:
@@ -133,7 +97,7 @@ class Trainer:
         # Until the first step: then they have their keys.
         self._draws = any(isinstance(layer, Dropout) for layer in self.spec.layers)
         self._kept = 0  # rows of the last `forward`, 0 where `update` has none to work on
-        self._steps = 1  # of the next chunk
+        self._pace = Pace()
         self._order = np.empty(0, np.int64)
         self._bounds = np.zeros(2, np.int64)
         self._losses = np.empty(1)
@@ -385,7 +349,7 @@ class Trainer:
         horizon = Horizon(
             self.step_count + epochs * batches.steps_per_epoch, batches.steps_per_epoch
         )
-        while (part := batches.take(self._steps)) is not None:
+        while (part := batches.take(self._pace.steps)) is not None:
             self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
             yield self._chunk(x, y, weight, part, horizon)
 
@@ -411,9 +375,7 @@ class Trainer:
                 failed = x[order[bounds[s] : bounds[s + 1]]]
                 epoch = part.epoch + s * part.whole_epochs // steps
                 self._diverged(outcome.status, failed, float(rates[s]), epoch)
-        pace = max(seconds, 1e-9) / steps
-        most = _GROWTH * max(self._steps, steps)
-        self._steps = max(1, min(most, int(_CHUNK_SECONDS / pace)))
+        self._pace.note(steps, seconds)
         self._live.release()
         return Chunk(part, losses, float(rates[-1]), seconds)
 

@@ -142,8 +142,8 @@ def test_chunking_changes_no_bit(
         X, y, epochs=9
     )
     trainer = fn.Trainer(net, "cross_entropy", batch_size=8, backend=backend.name)
-    monkeypatch.setattr("fastneuron.trainer._GROWTH", most)
-    monkeypatch.setattr("fastneuron.trainer._CHUNK_SECONDS", 1e9 if most > 1 else 0.0)
+    monkeypatch.setattr("fastneuron.chunks._GROWTH", most)
+    monkeypatch.setattr("fastneuron.chunks._CHUNK_SECONDS", 1e9 if most > 1 else 0.0)
     got = np.concatenate([trainer.run(X, y, epochs=k) for k in (1, 6, 2)])
     np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(weights(net), weights(want_net))
