@@ -11,6 +11,7 @@ import pytest
 from fastneuron.backends import Backend
 from fastneuron.kernels import columns as at
 from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.kernels.layout import few_rows
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import N_SCALARS, SGD, Adam, AdamW, Optimizer, RMSprop
@@ -18,7 +19,7 @@ from fastneuron.spec import NetworkSpec
 from fastneuron.testing import assert_within, generated_cases, loaded, training_step
 
 DTYPES = ["float32", "float64"]
-FEW = at.few_rows(0)
+FEW = few_rows(0)
 OPTIMIZERS: list[Optimizer] = [
     SGD(weight_decay=0.1),
     SGD(clip_norm=0.1),
@@ -168,7 +169,7 @@ def test_gradients_of_few_rows_keep_their_bounds(
 
 
 def test_the_limit_grows_with_the_parameters() -> None:
-    limits = [at.few_rows(size) for size in (0, 1 << 10, 1 << 20, 1 << 24, 1 << 40)]
+    limits = [few_rows(size) for size in (0, 1 << 10, 1 << 20, 1 << 24, 1 << 40)]
     assert limits == sorted(limits)
     assert limits[0] >= 1
     assert limits[0] == limits[1] < limits[2] < limits[3] == limits[4]

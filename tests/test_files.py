@@ -29,7 +29,8 @@ def net() -> fn.Sequential:
 
 
 def tensors(net: fn.Sequential) -> dict[str, np.ndarray[Any, Any]]:
-    return files._named(net.parameters.pull())
+    store = net.parameters
+    return files._named(files.ModelFile(net.spec, store.pull(), store.pull_statistics()))
 
 
 def description(net: fn.Sequential, **changes: Any) -> str:
@@ -105,7 +106,7 @@ def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path, net: fn.Sequen
     (bad, bias), *rest = net.parameters.pull()
     bad = bad.copy()
     bad[1, 2] = np.nan
-    model = files.ModelFile(net.spec, [(bad, bias), *rest])
+    model = files.ModelFile(net.spec, [(bad, bias), *rest], [None] * 2)
     with pytest.raises(fn.ModelFileError, match=r"layers\.0\.weight holds NaN"):
         files.save(tmp_path / "m", model)
     with pytest.raises(fn.ModelFileError, match="description has"):

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fastneuron.kernels import layout as at
+from fastneuron.kernels import columns as at
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
 from fastneuron.layers import Dense
 from fastneuron.spec import NetworkSpec

@@ -18,6 +18,8 @@ from fastneuron.optimizers import (
     CLIP_NORM,
     CORRECTION,
     EPSILON,
+    KEY_HIGH,
+    KEY_LOW,
     L2,
     N_SCALARS,
     OPTIMIZERS,
@@ -164,15 +166,15 @@ def test_kinds(optimizer, kind, slot, n_moments):
 
 def test_the_kinds_numbers_are_fixed():
     assert [int(kind) for kind in UpdateKind] == [0, 1, 2, 3, 4]
-    got = [RATE, L2, SHRINK, BETA1, BETA2, EPSILON, CORRECTION, CLIP_NORM]
-    assert got == list(range(8))
-    assert N_SCALARS == 8
+    got = [RATE, L2, SHRINK, BETA1, BETA2, EPSILON, CORRECTION, CLIP_NORM, KEY_LOW, KEY_HIGH]
+    assert got == list(range(10))
+    assert N_SCALARS == 10
 
 
 def test_scalars_of_sgd():
     rates = np.array([0.1, 0.2])
     got = SGD(0.1, 0.9, weight_decay=0.3, clip_norm=2).scalars(7, rates)
-    want = np.zeros((2, 8))
+    want = np.zeros((2, N_SCALARS))
     want[:, [RATE, L2, BETA1, CLIP_NORM]] = [[0.1, 0.3, 0.9, 2], [0.2, 0.3, 0.9, 2]]
     np.testing.assert_array_equal(got, want)
     assert got.dtype == np.float64
@@ -189,7 +191,7 @@ def test_scalars_of_adam_and_adamw():
         np.testing.assert_array_equal(got[:, BETA1], 0.8)
         np.testing.assert_array_equal(got[:, BETA2], 0.9)
         np.testing.assert_array_equal(got[:, EPSILON], 1e-6)
-        np.testing.assert_array_equal(got[:, CLIP_NORM], 0)
+        np.testing.assert_array_equal(got[:, [CLIP_NORM, KEY_LOW, KEY_HIGH]], 0)
     np.testing.assert_array_equal(adam[:, L2], 0.3)
     np.testing.assert_array_equal(adam[:, SHRINK], 0)
     np.testing.assert_array_equal(adamw[:, L2], 0)
@@ -202,7 +204,7 @@ def test_scalars_do_not_depend_on_how_they_are_asked_for(optimizer):
     want = optimizer.scalars(3, rates)
     got = np.concatenate([optimizer.scalars(3, rates[:4]), optimizer.scalars(7, rates[4:])])
     np.testing.assert_array_equal(got, want)
-    assert optimizer.scalars(0, rates[:0]).shape == (0, 8)
+    assert optimizer.scalars(0, rates[:0]).shape == (0, N_SCALARS)
     assert np.isfinite(optimizer.scalars(10**9, rates)).all()
 
 
