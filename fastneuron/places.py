@@ -13,8 +13,8 @@ from typing import Any
 
 # What shapes the machine code beside the kernels themselves: constants that they take from here.
 _CONSTANTS = (
+    "kernels/columns.py",
     "kernels/contract.py",
-    "kernels/layout.py",
     "kernels/stages.py",
     "activations.py",
     "losses.py",
