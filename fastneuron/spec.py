@@ -91,15 +91,31 @@ class NetworkSpec:
         return sum(layer.n_parameters for layer in self.layers)
 
     @property
+    def back_to(self) -> int:
+        """The first layer that deltas go back through: what is below it learns nothing.
+
+        The first that is trained needs its own deltas, which are the next layer's work; a batch
+        normalisation sums them up itself, on their way back.
+        """
+        for index, layer in enumerate(self.layers):
+            if layer.trains_weight or layer.trains_bias:
+                return index if isinstance(layer, BatchNorm) else index + 1
+        return len(self.layers)
+
+    @property
     def multiply_adds(self) -> int:
         """Multiply-adds of one optimizer step for one row: those of the dense layers' products.
 
-        Forward and weight gradient cost in x out each; the data gradient too, but layer 0 needs
-        none.
+        Forward costs in x out; so does the weight gradient where the weight is trained, and the
+        data gradient from layer `back_to` on.
         """
-        products = [layer.n_weights for layer in self.layers if isinstance(layer, Dense)]
-        first = products[0] if isinstance(self.layers[0], Dense) else 0
-        return max(1, 3 * sum(products) - first)
+        back_to = self.back_to
+        products = (
+            layer.n_weights * (1 + layer.trains_weight + (index >= back_to))
+            for index, layer in enumerate(self.layers)
+            if isinstance(layer, Dense)
+        )
+        return max(1, sum(products))
 
     @property
     def uses_batch(self) -> bool:

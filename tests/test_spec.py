@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fastneuron.errors import SpecError, UnknownNameError
-from fastneuron.layers import Dense
+from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
 from fastneuron.registry import Registry
 from fastneuron.spec import NetworkSpec
 
@@ -94,3 +94,21 @@ def test_a_registry_hints_at_the_nearest_name() -> None:
         table[["relu"]]  # type: ignore[index]
     with pytest.raises(SpecError, match="registered already"):
         table.register("relu", 2)
+
+
+def test_what_is_not_trained_takes_no_products_of_its_own() -> None:
+    def work(*layers: Layer) -> tuple[int, int]:
+        spec = NetworkSpec.chain(layers)
+        return spec.back_to, spec.multiply_adds
+
+    frozen, trained = Dense(3, 5, trainable=False), Dense(3, 5)
+    last = Dense(out_features=2)
+    assert work(trained, last) == (1, 2 * 15 + 3 * 10)
+    assert work(frozen, last) == (2, 15 + 2 * 10)
+    assert work(trained, Dense(out_features=2, trainable=False)) == (1, 2 * 15 + 2 * 10)
+    assert work(Dense(3, 5, trainable="bias"), last) == (1, 15 + 3 * 10)
+    assert work(frozen, BatchNorm(), last) == (1, 15 + 3 * 10)
+    assert work(frozen, BatchNorm(trainable=False), last) == (3, 15 + 2 * 10)
+    assert work(BatchNorm(3), trained) == (0, 3 * 15)
+    assert work(LayerNorm(3), trained) == (1, 3 * 15)
+    assert work(frozen, Dropout()) == (2, 15)

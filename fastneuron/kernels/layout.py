@@ -190,7 +190,7 @@ class Layout:
             capacity,
             len(tiles),
         )
-        head[at.INFER_ROWS], head[at.BACK_TO] = infer_rows, back_to(spec)
+        head[at.INFER_ROWS], head[at.BACK_TO] = infer_rows, spec.back_to
         head[at.FEW] = few_rows(n_parameters * itemsize)
         return cls(
             spec,
@@ -335,18 +335,6 @@ def kind_of(layer: Layer) -> int:
         return at.BATCH_NORM if layer.uses_batch else at.FROZEN_NORM
     kinds = {Dense: at.DENSE, LayerNorm: at.LAYER_NORM, Dropout: at.DROPOUT}
     return kinds[type(layer)]
-
-
-def back_to(spec: NetworkSpec) -> int:
-    """Return the first layer that deltas go back through: what is below it learns nothing.
-
-    The first that is trained needs its own deltas, which are the next layer's work; a batch
-    normalisation sums them up itself, on their way back.
-    """
-    for index, layer in enumerate(spec.layers):
-        if layer.trains_weight or layer.trains_bias:
-            return index if isinstance(layer, BatchNorm) else index + 1
-    return len(spec.layers)
 
 
 def tile_table(
