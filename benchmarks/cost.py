@@ -1,7 +1,7 @@
 """What the cost model predicts beside what steps take; ``--fit`` derives its prices anew.
 
 ``python benchmarks/cost.py --threads 1 2`` prints the rows of the table. After a change of the
-kernels, ``taskset -c 0 python benchmarks/cost.py --fit`` prints what `estimate.Prices` should hold.
+kernels, ``taskset -c 0 python benchmarks/cost.py --fit`` prints what `prices.Prices` should hold.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from problems import TABLE, Row, draw_order, problem_of
 
 from fastneuron import backends
 from fastneuron.kernels import stages
-from fastneuron.kernels.estimate import Prices, StepModel
+from fastneuron.kernels.estimate import StepModel
+from fastneuron.kernels.prices import Prices
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, Optimizer

@@ -26,6 +26,7 @@ HOUSE = (
         "kernels._cython_cpu",
         "kernels.stages",
         "kernels.speeds",
+        "kernels.prices",
         "kernels.reference",
     ),
     ("kernels.estimate", "kernels.panel_slots", "kernels.constants"),

@@ -11,6 +11,10 @@ Phase A is as long as its busiest thread, which takes whole blocks of rows; phas
 equal share of the tiles, or as the whole tiles that one thread must take. What another core wrote
 last is dear: activations, deltas and parameters all change hands once a step.
 
+A layer that works on its rows' numbers one by one has no products: it costs passes over vectors. A
+batch normalisation is met by all threads before and behind it, each way, and its panels of columns
+are dealt out, whichever way the other layers go. What is not trained has no tiles in phase B.
+
 Where the batch has fewer blocks of `TILE_ROWS` rows than there are threads, phase A leaves threads
 idle. `StepModel.by_columns` says what it would take with each layer's panels dealt out instead, one
 barrier a layer: the same sums in the same order, so the same bits.
@@ -19,84 +23,19 @@ barrier a layer: the same sums in the same order, so the same bits.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from fastneuron.kernels import columns as at
 from fastneuron.kernels.columns import FUSE_FROM, panels
+from fastneuron.kernels.layout import kind_of
+from fastneuron.kernels.prices import ACTIVATIONS, OTHER_ACTIVATION, Prices, tile_heights
 from fastneuron.kernels.speeds import Speeds
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
-
-#: Independent sums that keep the multiply-add units busy: a latency of 4 cycles on two units.
-CHAINS = 8
-#: Bytes that a core's first and second level hold beside other things (of 48 KiB and 1 MiB), and
-#: the third level for one core. Prices pass from one to the next between a half and double of it.
-_FIRST, _SECOND, _THIRD = 32 << 10, 1 << 20, 32 << 20
-
-#: Slots a vector that an activation takes forward and its gate backward; ReLU's are in registers.
-#: Measured: a step of 64-512-512-10, batch 128, against the same with ReLU, give or take a third.
-_ACTIVATIONS = {
-    "identity": (0.0, 0.0),
-    "relu": (0.0, 0.0),
-    "leaky_relu": (9.0, 4.0),
-    "elu": (27.0, 8.0),
-    "gelu": (45.0, 41.0),
-    "silu": (25.0, 28.0),
-    "softplus": (25.0, 25.0),
-    "sigmoid": (24.0, 4.0),
-    "tanh": (28.0, 4.0),
-}
-_OTHER_ACTIVATION = (40.0, 40.0)
-
-
-def _updates() -> dict[str, float]:
-    return {
-        "sgd_update": 2.0,
-        "momentum_update": 7.4,
-        "nesterov_update": 8.5,
-        "adam_update": 11.0,
-        "rmsprop_update": 10.0,
-    }
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What each kind of work costs: slots, or multiples of `Speeds.byte` for bytes.
-
-    The figures are those of ``benchmarks/cost.py --fit``: least squares of the relative error over
-    stages of the steps of 30 networks, float32, on one Zen 5 core with AVX-512. Steps come out
-    within 15 %; those of few rows, which need no transposed copy, are over-predicted by up to a
-    third. `foreign_byte` was set by the same steps on two such cores; Nesterov and RMSprop stand
-    beside their likes unmeasured.
-    """
-
-    row_slots: float = 1.05  # of phase A's sums, in slots that are counted
-    row_tile: float = 8.0  # start and stores of a register tile
-    row_panel: float = 10.0  # one panel of columns for one block of rows
-    gathered: float = 20.0  # a panel row copied from the data
-    softmax_group: float = 1330.0  # as many rows as a register has lanes, beside their classes
-    exponential: float = 10.0  # a vector of them
-    loss_row: float = 8.0  # a row that is turned to a loss alone, or added to the batch's
-    loss_vector: float = 12.7  # a vector of outputs of such a row
-    bound: float = 3.8  # a vector looked at for the largest value
-    batch_slots: float = 1.05  # of phase B's sums
-    batch_tile: float = 8.0
-    visit: float = 20.0  # a weight tile
-    second_visit: float = 444.0  # where gradients come first and updates later
-    squared: float = 11.2  # a vector of the gradient's squared norm
-    update: dict[str, float] = field(default_factory=_updates)  # a vector of parameters
-    transposed: float = 2.0  # a vector of the transposed copy
-    step: float = 577.0  # all that a step does once
-    source_byte: float = 2.7  # of the data set, which lies anywhere
-    streamed_byte: float = 0.05  # of a panel that no first level holds, read again for each tile
-    second_byte: float = 0.2  # of a set that the second level holds
-    third_byte: float = 0.7
-    memory_byte: float = 4.1
-    foreign_byte: float = 4.0  # that another core wrote last
 
 
 class Part(NamedTuple):
@@ -133,22 +72,6 @@ class Estimate:
         return math.fsum(part.seconds for part in self.parts)
 
 
-def _tiles(rows: int) -> list[int]:
-    """Heights of the register tiles that `rows` rows are cut into."""
-    heights = [at.TILE_ROWS] * (rows // at.TILE_ROWS)
-    left = rows % at.TILE_ROWS
-    for height in (4, 2, 1):
-        if left >= height:
-            heights.append(height)
-            left -= height
-    return heights
-
-
-def _ramp(size: float, level: int) -> float:
-    """Return how much of a set of `size` bytes misses a level: none up to half, all from double."""
-    return min(1.0, max(0.0, 0.5 * math.log2(max(size, 1.0) / level) + 0.5))
-
-
 class StepModel:
     """Predicts the steps of one network.
 
@@ -161,7 +84,9 @@ class StepModel:
     Attributes
     ----------
     n_tiles : int
-        Weight tiles of phase B.
+        What phase B visits: tiles of weight matrices, panels of normalisations and lone biases.
+    back_to : int
+        The first layer that deltas go back through.
     fused : bool
         Whether gradient and update of a tile are one visit.
     """
@@ -177,51 +102,67 @@ class StepModel:
     ) -> None:
         self.prices = prices or Prices()
         self.lanes = lanes
+        self.back_to = spec.back_to
         self._itemsize = np.dtype(spec.dtype).itemsize
         self._sizes = spec.sizes
-        self._codes = [_ACTIVATIONS.get(x.activation, _OTHER_ACTIVATION) for x in spec.layers]
+        self._kinds = [kind_of(layer) for layer in spec.layers]
+        self._trains = [(layer.trains_weight, layer.trains_bias) for layer in spec.layers]
+        #: Whether phase B has a weight matrix of the layer's to update.
+        self._matrix = [
+            kind == at.DENSE and weight
+            for kind, (weight, _) in zip(self._kinds, self._trains, strict=True)
+        ]
+        self._codes = [ACTIVATIONS.get(x.activation, OTHER_ACTIVATION) for x in spec.layers]
         self._softmax = loss is not None and loss.targets == "classes"
         self._update = None if optimizer is None else self.prices.update[optimizer.slot]
-        self._kept = 1 + (0 if optimizer is None else optimizer.n_moments)
         self._panels = [panels(size, lanes) for size in spec.sizes]
-        #: Vectors of each layer's weights; as many again in its transposed copy, but for layer 0.
-        self._vectors = [2 * q * i for i, q in zip(spec.sizes, self._panels[1:], strict=False)]
-        self.n_tiles = sum(p * q for p, q in zip(self._panels, self._panels[1:], strict=False))
+        self._tiles = [self._count_tiles(i) for i in range(len(spec.layers))]
+        self.n_tiles = sum(self._tiles)
         self.fused = self.n_tiles >= FUSE_FROM and not getattr(optimizer, "clip_norm", None)
         vector = lanes // 2 * self._itemsize
-        self._weight_bytes = [vectors * vector for vectors in self._vectors]
+        kept = 1 + (0 if optimizer is None else optimizer.n_moments)
+        #: Bytes of weight matrices, and how many such arrays a step passes over.
+        self._weight_bytes = [
+            2 * q * size * vector * (kind == at.DENSE)
+            for kind, size, q in zip(self._kinds, spec.sizes, self._panels[1:], strict=False)
+        ]
+        self._kept = [kept if weight else 1 for weight, _ in self._trains]
+        #: Bytes of the transposed copies, which only data gradients read.
+        self._transposed_bytes = [
+            size if i >= self.back_to else 0 for i, size in enumerate(self._weight_bytes)
+        ]
         # Met again at the next step: parameters, moments, transposed copies.
-        self._state_bytes = self._kept * sum(self._weight_bytes) + sum(self._weight_bytes[1:])
+        held = zip(self._kept, self._weight_bytes, strict=True)
+        self._state_bytes = sum(n * size for n, size in held) + sum(self._transposed_bytes)
 
-    def byte(self, size: float) -> float:
-        """Price of a byte of a set of `size` bytes that is passed over again and again."""
-        p = self.prices
-        price = p.second_byte * _ramp(size, _FIRST)
-        price += (p.third_byte - p.second_byte) * _ramp(size, _SECOND)
-        return price + (p.memory_byte - p.third_byte) * _ramp(size, _THIRD)
+    def _count_tiles(self, i: int) -> int:
+        """Return what phase B visits for layer `i`: nothing where it learns nothing."""
+        inputs, outputs = self._panels[i : i + 2]
+        if self._matrix[i]:
+            return inputs * outputs
+        return outputs if any(self._trains[i]) else 0
 
-    def _sums(self, depth: int, rows: int, columns: int, tile: float, factor: float) -> float:
-        """Slots of the product of one block of rows, or of one panel of them, with a layer."""
-        whole, rest = divmod(columns, self.lanes)
-        half = 0 < rest <= self.lanes // 2
-        heights = _tiles(rows)
-        total = 0.0
-        for vectors, count in ((2, whole + (rest > 0 and not half)), (1, int(half))):
-            if count:
-                terms = sum(max(r * vectors, CHAINS, r + vectors) for r in heights)
-                total += count * (factor * depth * terms + tile * len(heights))
-        return total
+    @property
+    def n_meetings(self) -> int:
+        """Meetings of the team that batch normalisations take: one before, one behind, each way."""
+        return sum(
+            2 + 2 * (i >= self.back_to)
+            for i, kind in enumerate(self._kinds)
+            if kind == at.BATCH_NORM
+        )
 
     def _product(self, depth: int, rows: int, columns: int, weight: int) -> tuple[float, float]:
         """Slots and bytes of a product of phase A: all panels of one layer, one block of rows."""
         p = self.prices
-        slots = self._sums(depth, rows, columns, p.row_tile, p.row_slots)
+        slots = p.sums(self.lanes, depth, rows, columns, p.row_tile, p.row_slots)
         slots += p.row_panel * panels(columns, self.lanes)
         panel = depth * self.lanes * self._itemsize
-        again = p.streamed_byte * _ramp(panel, _FIRST) * len(_tiles(rows))
-        return slots, weight * (again + self.byte(self._state_bytes))
+        again = p.streamed(panel) * len(tile_heights(rows))
+        return slots, weight * (again + p.byte(self._state_bytes))
 
-    def _block(self, rows: int, speeds: Speeds, source_byte: float) -> list[Part]:
+    def _block(
+        self, rows: int, speeds: Speeds, source_byte: float, *, in_training: bool = True
+    ) -> list[Part]:
         """Phase A for one block of rows, whose data cost so much a byte."""
         p, sizes = self.prices, self._sizes
         slot, byte = speeds.slot, speeds.byte
@@ -232,22 +173,56 @@ class StepModel:
 
         source = source_byte * rows * sizes[0] * self._itemsize
         add("gather", None, p.gathered * rows * self._panels[0], source)
-        for i, (forward, _) in enumerate(self._codes):
-            slots, moved = self._product(sizes[i], rows, sizes[i + 1], self._weight_bytes[i])
-            slots += forward * rows * 2 * self._panels[i + 1]
-            add("forward", i, slots, moved, rows * sizes[i] * sizes[i + 1])
+        for i in range(len(self._kinds)):
+            slots, moved = self._layer(i, rows, back=False, in_training=in_training)
+            add("forward", i, slots, moved, rows * self._products(i))
         add("loss", None, self._loss(rows), 0.0)
-        last = len(self._codes) - 1
-        for i in range(last, 0, -1):
-            slots, moved = self._product(sizes[i + 1], rows, sizes[i], self._weight_bytes[i])
-            slots += self._codes[i - 1][1] * rows * 2 * self._panels[i]
-            if i == last:
-                slots += self._codes[i][1] * rows * 2 * self._panels[i + 1]
-            add("deltas", i, slots, moved, rows * sizes[i] * sizes[i + 1])
+        for i in range(len(self._kinds) - 1, self.back_to - 1, -1):
+            slots, moved = self._layer(i, rows, back=True)
+            add("deltas", i, slots, moved, rows * self._products(i))
         if self.fused:
             seen = sum(self._panels[:-1]) + sum(self._panels[1:])
             add("bounds", None, p.bound * 2 * rows * seen, 0.0)
         return parts
+
+    def _products(self, i: int) -> int:
+        """Return the multiply-adds of one product of layer `i` with a row."""
+        return self._sizes[i] * self._sizes[i + 1] if self._kinds[i] == at.DENSE else 0
+
+    def _layer(
+        self, i: int, rows: int, *, back: bool, in_training: bool = True
+    ) -> tuple[float, float]:
+        """Slots and bytes of layer `i` on so many rows, forward or back, with activations."""
+        ends = self._sizes[i : i + 2]
+        if self._kinds[i] != at.DENSE:
+            slots, moved = self._passes(i, rows, back=back, in_training=in_training)
+        else:
+            depth, columns = ends[::-1] if back else ends
+            slots, moved = self._product(depth, rows, columns, self._weight_bytes[i])
+        if not back:
+            return slots + self._codes[i][0] * rows * 2 * self._panels[i + 1], moved
+        if i > 0:
+            slots += self._codes[i - 1][1] * rows * 2 * self._panels[i]
+        if i == len(self._kinds) - 1:
+            slots += self._codes[i][1] * rows * 2 * self._panels[i + 1]
+        return slots, moved
+
+    def _passes(self, i: int, rows: int, *, back: bool, in_training: bool) -> tuple[float, float]:
+        """Slots and bytes of a layer without products on so many rows."""
+        p, kind = self.prices, self._kinds[i]
+        vectors = 2 * rows * self._panels[i]
+        if kind == at.DROPOUT:
+            return (p.dropout * vectors if in_training else 0.0), 0.0
+        if kind == at.LAYER_NORM:
+            one = p.layer_norm_back if back else p.layer_norm
+            return one * vectors + p.layer_norm_row * rows, 0.0
+        if kind == at.FROZEN_NORM or not in_training:
+            return p.one_pass * vectors, 0.0
+        # Between blocks of all rows: what they wrote is met again here, and what is written here by
+        # them. Back, the inputs are read too.
+        size = rows * self._panels[i] * self.lanes * self._itemsize
+        one = p.batch_norm_back if back else p.batch_norm
+        return one * vectors, (3 if back else 2) * size * p.byte(2 * size)
 
     def _loss(self, rows: int) -> float:
         p, outputs = self.prices, self._sizes[-1]
@@ -280,54 +255,76 @@ class StepModel:
             ]
             for size, count in counts.items()
         ]
-        return [
-            same[0]._replace(
-                seconds=math.fsum(part.seconds for part in same),
-                multiply_adds=self._work(same[0], rows),
-            )
-            for same in zip(*blocks, strict=True)
-        ]
+        parts = []
+        for same in zip(*blocks, strict=True):
+            seconds = math.fsum(part.seconds for part in same)
+            i = same[0].layer
+            if i is not None and self._kinds[i] == at.BATCH_NORM:
+                slots, moved = self._layer(i, rows, back=same[0].name == "deltas")
+                share = -(-self._panels[i] // threads) / self._panels[i]
+                seconds = share * (slots * speeds.slot + moved * speeds.byte)
+            work = self._work(same[0], rows)
+            parts.append(same[0]._replace(seconds=seconds, multiply_adds=work))
+        return parts
 
     def _work(self, part: Part, rows: int) -> int:
         """Multiply-adds of a part for the whole batch."""
         if part.layer is None or part.name == "update":
             return 0
-        return rows * self._sizes[part.layer] * self._sizes[part.layer + 1]
+        return rows * self._products(part.layer)
 
     def _tiles_phase(self, rows: int, threads: int, speeds: Speeds) -> list[Part]:
         """Phase B: all tiles, shared out."""
-        p, lanes, sizes = self.prices, self.lanes, self._sizes
+        p = self.prices
+        if not self.n_tiles:
+            return []
         # A thread takes whole tiles: its share of all is n / threads rounded up.
         share = -(-self.n_tiles // threads) / self.n_tiles
-        panel_bytes = rows * lanes * self._itemsize
         parts = []
-        for i, vectors in enumerate(self._vectors):
-            inputs, outputs = self._panels[i], self._panels[i + 1]
-            tiles = inputs * outputs
-            whole, rest = divmod(sizes[i], lanes)
-            slots = p.visit * tiles
-            for height, count in ((lanes, whole), (rest, 1)):
-                if height and count:
-                    one = self._sums(rows, height, sizes[i + 1], p.batch_tile, p.batch_slots)
-                    slots += count * one
-            met = (outputs + 1) * panel_bytes  # deltas of the layer pass by one panel of inputs
-            moved = 2 * tiles * panel_bytes * self.byte(met)
+        for i, tiles in enumerate(self._tiles):
+            if not tiles:
+                continue
+            slots, moved, work = self._gradient(i, rows)
             seconds = share * (slots * speeds.slot + moved * speeds.byte)
-            parts.append(Part("B", "gradient", i, seconds, rows * sizes[i] * sizes[i + 1]))
+            parts.append(Part("B", "gradient", i, seconds, work))
             if self._update is None:
                 continue
+            # Of a weight matrix, or a row for a weight and one for a bias.
+            columns = self._sizes[i] if self._matrix[i] else sum(self._trains[i])
+            vectors = 2 * self._panels[i + 1] * columns
             slots = self._update * vectors
-            passes = 2 * self._kept  # parameters and moments are read and written
-            if i > 0:
+            passes = 2 * self._kept[i]  # parameters and moments are read and written
+            if self._matrix[i] and i >= self.back_to:
                 slots += p.transposed * vectors
                 passes += 2  # a line is read before it is written
             if not self.fused:
                 slots += p.second_visit * tiles + p.squared * vectors
                 passes += 2
-            moved = passes * self._weight_bytes[i] * self.byte(self._state_bytes)
+            size = self._weight_bytes[i] if self._matrix[i] else 0
+            moved = passes * size * p.byte(self._state_bytes)
             seconds = share * (slots * speeds.slot + moved * speeds.byte)
             parts.append(Part("B", "update", i, seconds, 0))
         return parts
+
+    def _gradient(self, i: int, rows: int) -> tuple[float, float, int]:
+        """Slots, bytes and multiply-adds of the gradients of layer `i`."""
+        p, lanes, sizes = self.prices, self.lanes, self._sizes
+        outputs, tiles = self._panels[i + 1], self._tiles[i]
+        slots = p.visit * tiles
+        panel_bytes = rows * lanes * self._itemsize
+        if self._matrix[i]:
+            whole, rest = divmod(sizes[i], lanes)
+            for height, count in ((lanes, whole), (rest, 1)):
+                if height and count:
+                    one = p.sums(lanes, rows, height, sizes[i + 1], p.batch_tile, p.batch_slots)
+                    slots += count * one
+            met = (outputs + 1) * panel_bytes  # deltas of the layer pass by one panel of inputs
+            return slots, 2 * tiles * panel_bytes * p.byte(met), rows * self._products(i)
+        if self._kinds[i] == at.BATCH_NORM:  # added up in phase A
+            return slots, 0.0, 0
+        sums = 1 if self._kinds[i] == at.DENSE else 2
+        slots += sums * p.one_pass * 2 * rows * outputs
+        return slots, sums * outputs * panel_bytes * p.byte(outputs * panel_bytes), 0
 
     def _team(self, rows: int, threads: int, speeds: Speeds, barriers: int) -> list[Part]:
         """Return what a step costs beside its phases."""
@@ -339,9 +336,15 @@ class StepModel:
         rows_bytes = panel_bytes * (sum(self._panels[:-1]) + sum(self._panels[1:]))
         # Tiles and blocks go to whoever is free: all but 1 / threads was last with someone else.
         # Read whole: the parameters, and this thread's part of the rows; a share is written.
-        weights = sum(self._weight_bytes) + sum(self._weight_bytes[1:])
+        weights = sum(self._weight_bytes) + sum(self._transposed_bytes)
         touched = min(1.0, 2 / math.sqrt(threads)) * rows_bytes + weights
         touched += (self._state_bytes + rows_bytes) / threads
+        # A batch normalisation reads what blocks of rows wrote, and they what it wrote.
+        touched += sum(
+            self._panels[i] * panel_bytes * (2 + 2 * (i >= self.back_to)) / threads
+            for i, kind in enumerate(self._kinds)
+            if kind == at.BATCH_NORM
+        )
         moved = p.foreign_byte * touched * (threads - 1) / threads
         parts.append(Part("team", "exchange", None, moved * speeds.byte, 0))
         meetings = barriers * speeds.barrier * math.log2(threads)
@@ -351,7 +354,8 @@ class StepModel:
     def step(self, rows: int, threads: int, speeds: Speeds) -> Estimate:
         """Return the prediction for a training step on `rows` rows."""
         parts = self._rows_phase(rows, threads, speeds) + self._tiles_phase(rows, threads, speeds)
-        parts += self._team(rows, threads, speeds, 2 if self.fused else 3)
+        meetings = self.n_meetings + (2 if self.fused else 3)
+        parts += self._team(rows, threads, speeds, meetings)
         return Estimate(threads, tuple(parts))
 
     def by_columns(self, rows: int, threads: int, speeds: Speeds) -> Estimate:
@@ -372,11 +376,15 @@ class StepModel:
             if part.layer is None:
                 parts.append(by_rows[part.name, None])
                 continue
+            meetings += threads > 1
+            # Of a row all columns are normalised by one thread; a batch's go by columns anyway.
+            if self._kinds[part.layer] in (at.LAYER_NORM, at.BATCH_NORM):
+                parts.append(by_rows[part.name, part.layer])
+                continue
             columns = self._panels[part.layer + (part.name == "forward")]
             share = -(-blocks * columns // threads) / columns
             work = self._work(part, rows)
             parts.append(part._replace(seconds=share * part.seconds, multiply_adds=work))
-            meetings += threads > 1
         parts += self._tiles_phase(rows, threads, speeds)
         parts += self._team(rows, threads, speeds, meetings + (2 if self.fused else 3))
         return Estimate(threads, tuple(parts))
@@ -384,7 +392,7 @@ class StepModel:
     def inference(self, rows: int, threads: int, speeds: Speeds) -> float:
         """Return the predicted seconds of `forward` on `rows` rows, without waking."""
         # The rows of a call lie one after the other, and were written or read lately.
-        source = self.byte(rows * self._sizes[0] * self._itemsize)
+        source = self.prices.byte(rows * self._sizes[0] * self._itemsize)
         whole, rest = divmod(rows, at.INFER_BLOCK)
         rounds = -(-whole // threads)
         seconds = rounds * self._forward(at.INFER_BLOCK, speeds, source) if whole else 0.0
@@ -393,7 +401,7 @@ class StepModel:
         return seconds
 
     def _forward(self, rows: int, speeds: Speeds, source: float) -> float:
-        parts = self._block(rows, speeds, source)
+        parts = self._block(rows, speeds, source, in_training=False)
         result = rows * self._panels[-1]  # panel rows copied to the caller's array
         slots = self.prices.gathered * result
         moved = source * result * self.lanes * self._itemsize

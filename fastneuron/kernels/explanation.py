@@ -32,6 +32,10 @@ def explain(course: Course, model: StepModel, rows: int, speeds: Speeds) -> dict
         "B": f"tiles: gradients, update, transposed copy; {model.n_tiles} weight tile(s)",
         "team": "what a step does once, and what threads cost each other",
     }
+    if model.n_meetings:
+        phases["A"] += f"; {model.n_meetings} more barriers, for batch normalisations by columns"
+    if model.back_to > 1:
+        phases["A"] += f"; deltas stop at layer {model.back_to}"
     if not model.fused:
         phases["B"] += ", first for gradients, then to update"
     seconds = {
