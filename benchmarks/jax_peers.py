@@ -13,6 +13,14 @@ from fastneuron.kernels.contract import Parameters
 Array = Any
 
 
+def merged(trained: Any, held: Any) -> Parameters:
+    """Return the pairs of all parameters from those that are trained and those that are not."""
+    return [
+        tuple(b if a is None else a for a, b in zip(*pairs, strict=True))
+        for pairs in zip(trained, held, strict=True)
+    ]
+
+
 class JaxJit(Peer):
     """One jitted, donated step a call; the gather is part of it. Sums its losses as it goes."""
 
@@ -31,8 +39,9 @@ class JaxJit(Peer):
         self.reset()
 
     def _step(self) -> Callable[..., Any]:
-        """Return ``(state, x, y, rows) -> (state, loss)``, state (parameters, moments, count)."""
+        """Return ``(state, x, y, rows) -> (state, loss)``, state as `reset` makes it."""
         jax, p, measure = self.jax, self.problem, self._measure()
+        layers = p.spec(p.dtype).layers
         jnp, tree = jax.numpy, jax.tree.map
         f = getattr(jax.nn, p.activation)
         if p.activation == "gelu":
@@ -40,21 +49,46 @@ class JaxJit(Peer):
             def f(z: Any) -> Any:
                 return jax.nn.gelu(z, approximate=False)
 
-        def loss(parameters: Any, x: Any, y: Any) -> Any:
-            for i, (w, b) in enumerate(parameters):
-                x = x @ w if b is None else x @ w + b
-                x = x if i == len(parameters) - 1 else f(x)
-            return measure(x, y)
+        def moments_of(x: Any, axis: int) -> tuple[Any, Any]:
+            mean = x.mean(axis=axis, keepdims=True)
+            return mean, jnp.square(x - mean).mean(axis=axis, keepdims=True)
+
+        def loss(trained: Any, held: Any, running: Any, key: Any, x: Any, y: Any) -> Any:
+            moved = []
+            for i, (layer, (w, b)) in enumerate(zip(layers, merged(trained, held), strict=True)):
+                if layer.kind == "dense":
+                    x = x @ w if b is None else x @ w + b
+                elif layer.kind == "dropout":
+                    kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - layer.rate, x.shape)
+                    x = jnp.where(kept, x / (1 - layer.rate), 0)
+                else:
+                    of_batch = layer.kind == "batch_norm"
+                    mean, variance = moments_of(x, 0 if of_batch else 1)
+                    x = (x - mean) * jax.lax.rsqrt(variance + layer.epsilon) * w + b
+                    if of_batch:
+                        seen = (mean, variance * (p.batch / (p.batch - 1)))
+                        share = layer.momentum
+                        moved.append(
+                            tuple(
+                                (1 - share) * old + share * new[0]
+                                for old, new in zip(running[len(moved)], seen, strict=True)
+                            )
+                        )
+                x = x if layer.activation == "identity" else f(x)
+            return measure(x, y), moved
 
         def step(state: Any, x: Any, y: Any, rows: Any) -> Any:
-            parameters, moments, count = state
+            trained, held, running, key, moments, count = state
             # Rows are in range: nothing to clamp.
             xs = x.at[rows].get(mode="promise_in_bounds")
             ys = y.at[rows].get(mode="promise_in_bounds")
-            value, g = jax.value_and_grad(loss)(parameters, xs, ys)
+            key, now = jax.random.split(key) if p.dropout else (key, None)
+            descend = jax.value_and_grad(loss, has_aux=True)
+            (value, running), g = descend(trained, held, running, now, xs, ys)
             count = count + 1
-            moments, move = self._move(parameters, moments, g, count)
-            return (tree(jnp.subtract, parameters, move), moments, count), value
+            moments, move = self._move(trained, moments, g, count)
+            trained = tree(jnp.subtract, trained, move)
+            return (trained, held, running, key, moments, count), value
 
         return step
 
@@ -90,9 +124,9 @@ class JaxJit(Peer):
             scale = rate / (1 - BETA1**count)
             root = 1 / jnp.sqrt(1 - BETA2**count)
             move = tree(lambda m, v: scale * m / (jnp.sqrt(v) * root + EPSILON), m, v)
-            if name == "adamw":  # biases are not decayed
-                pairs = zip(move, parameters, strict=True)
-                move = [(d + rate * DECAY * w, b) for (d, b), (w, _) in pairs]
+            if name == "adamw":  # matrices alone are decayed
+                decay = rate * DECAY
+                move = tree(lambda d, w: d + decay * w if w.ndim == 2 else d, move, parameters)
             return (m, v), move
         if name == "rmsprop":
             v = tree(lambda v, g: RHO * v + (1 - RHO) * g * g, moments[0], g)
@@ -111,11 +145,25 @@ class JaxJit(Peer):
         return self.jax.jit(summed, donate_argnums=(0, 1))
 
     def reset(self) -> None:
-        jnp, tree = self.jax.numpy, self.jax.tree.map
-        parameters = tree(jnp.array, self.problem.parameters)
-        kept = range(MOMENTS[self.problem.optimizer])
-        moments = tuple(tree(jnp.zeros_like, parameters) for _ in kept)
-        self.state = (parameters, moments, jnp.zeros((), self.problem.dtype))
+        jnp, tree, problem = self.jax.numpy, self.jax.tree.map, self.problem
+        trained, held = (
+            [
+                tuple(
+                    jnp.array(array) if array is not None and trains == wanted else None
+                    for array, trains in zip(
+                        pair, (layer.trains_weight, layer.trains_bias), strict=True
+                    )
+                )
+                for pair, layer in zip(
+                    problem.parameters, problem.spec(problem.dtype).layers, strict=True
+                )
+            ]
+            for wanted in (True, False)
+        )
+        running = tree(jnp.array, problem.statistics)
+        moments = tuple(tree(jnp.zeros_like, trained) for _ in range(MOMENTS[problem.optimizer]))
+        count, key = jnp.zeros((), problem.dtype), self.jax.random.key(0)
+        self.state = (trained, held, running, key if problem.dropout else None, moments, count)
 
     def advance(self, order: Array) -> Array:
         total = self.jax.numpy.zeros((), self.problem.dtype)
@@ -126,7 +174,10 @@ class JaxJit(Peer):
         return np.full(len(order), float(total) / len(order))
 
     def export(self) -> Parameters:
-        return self.jax.tree.map(np.array, self.state[0])
+        return self.jax.tree.map(np.array, merged(*self.state[:2]))
+
+    def statistics(self) -> Parameters:
+        return self.jax.tree.map(np.array, self.state[2])
 
 
 class JaxScan(JaxJit):

@@ -24,6 +24,9 @@ Say = Callable[[str], None]
 #: few ReLUs whose input is zero but for its rounding: they send Adam's first steps elsewhere. A
 #: learning rate 2 % off is 2e-2 of the way.
 LOSS_TOLERANCE, WAY_TOLERANCE = 1e-3, 1e-2
+#: Share of the loss, the mean of all compared steps, that may be due to which numbers were dropped,
+#: for peers that draw them in a way of their own. A step of 256 rows is off by less than 1e-2.
+DRAWN_TOLERANCE = 3e-2
 #: Multiply-adds of the steps that are compared: a second of float64 at 50 GFLOP/s.
 CHECK_WORK, LEAST_CHECKED, MOST_CHECKED = 25e9, 2, 10
 #: Rounds that a row's time is shared among, and the fewest, however little time there is.
@@ -48,7 +51,8 @@ def ways(parameters: Parameters, start: Parameters) -> list[Array]:
 def unseen(problem: Problem, steps: int) -> list[float]:
     """Return, by array, the way that rounding each step's parameters may hide: half an ulp each."""
     u = float(np.finfo(problem.dtype).eps) / 2
-    arrays = (array for pair in problem.parameters for array in pair if array is not None)
+    pairs = problem.parameters + problem.statistics
+    arrays = (array for pair in pairs for array in pair if array is not None)
     return [steps * u * float(np.abs(array).sum(dtype=np.float64)) for array in arrays]
 
 
@@ -70,12 +74,14 @@ class Judge:
         if problem not in self._want:
             reference = Reference(problem)
             want = reference.advance(self.order)
-            goals = ways(reference.export(), problem.parameters)
+            goals = self._ways(reference)
             self._want[problem] = want, goals, unseen(problem, len(self.order))
         want, goals, hidden = self._want[problem]
+        if problem.dropout and not peer.drops_alike:
+            return self._drawn_error(losses, want), 0.0
         if not peer.loss_each_step:
             want = np.full(len(want), want.mean())
-        gone = ways(peer.export(), problem.parameters)
+        gone = self._ways(peer)
         loss_error = float(np.max(np.abs(losses - want) / np.abs(want)))
         # What rounding may hide is granted on top: error <= tolerance means
         # |got - goal| <= tolerance * |goal| + hidden. Where both are 0, so must be the error.
@@ -93,6 +99,23 @@ class Judge:
                 f"{LOSS_TOLERANCE:.0e}), an array's way by {way_error:.1e} ({WAY_TOLERANCE:.0e})"
             )
         return loss_error, way_error
+
+    @staticmethod
+    def _ways(peer: Peer) -> list[Array]:
+        """Return how far parameters and running statistics have come."""
+        start = peer.problem.parameters + peer.problem.statistics
+        return ways(peer.export() + peer.statistics(), start)
+
+    @staticmethod
+    def _drawn_error(losses: Array, want: Array) -> float:
+        """Return the error of the mean loss, where other random numbers were dropped."""
+        error = float(abs(losses.mean() / want.mean() - 1))
+        if not error <= DRAWN_TOLERANCE:
+            raise WrongResult(
+                f"the mean loss of {len(want)} steps is off by {error:.1e}, more than what is "
+                f"dropped explains ({DRAWN_TOLERANCE:.0e})"
+            )
+        return error
 
 
 class Entrant:

@@ -12,6 +12,7 @@ from problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Peer, Problem
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.keys import StepKeys
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
 from fastneuron.rates import Rates
@@ -24,7 +25,7 @@ class Fastneuron(Peer):
     """A backend's engine in chunks of steps, as `Trainer.run` drives it."""
 
     module = distribution = "fastneuron"
-    ours = True
+    ours = drops_alike = True
     backend: ClassVar[str]
     n_threads: ClassVar[int | None] = None  # left to the engine, which sees the cores it may use
     # Seconds of one call of the engine, as in fastneuron.trainer.
@@ -43,6 +44,7 @@ class Fastneuron(Peer):
         }
         self.optimizer = optimizers[problem.optimizer]
         self.rates = Rates(self.optimizer)
+        self.rates.use_keys(StepKeys(seed=0, epoch=0))
         self.engine: Engine = backends.get(self.backend).engine(
             problem.spec(self._dtype()),
             LOSSES[problem.loss],
@@ -68,6 +70,9 @@ class Fastneuron(Peer):
             for w, b in self.problem.parameters
         ]
         self.engine.load(self.problem.parameters)
+        pairs = iter(self.problem.statistics)
+        layers = self.engine.spec.layers
+        self.engine.load_statistics([next(pairs) if x.has_statistics else None for x in layers])
         self.engine.load_moments([zeros] * self.optimizer.n_moments)
 
     def advance(self, order: Array) -> Array:
@@ -97,6 +102,9 @@ class Fastneuron(Peer):
 
     def export(self) -> Parameters:
         return self.engine.export()
+
+    def statistics(self) -> Parameters:
+        return [pair for pair in self.engine.export_statistics() if pair is not None]
 
 
 class FastneuronNumba(Fastneuron):

@@ -34,6 +34,8 @@ class Sklearn(Peer):
     loss_each_step = False
 
     def __init__(self, problem: Problem, threads: int) -> None:
+        if not problem.plain:
+            raise Unsupported("it has dense layers alone, all trained")
         if not problem.bias:
             raise Unsupported("its layers always have biases")
         if problem.loss not in ("mse", "cross_entropy"):
@@ -104,6 +106,8 @@ class PlainNumpy(Peer):
     module = distribution = "numpy"
 
     def __init__(self, problem: Problem, threads: int) -> None:
+        if not problem.plain:
+            raise Unsupported("written out for dense layers, all trained")
         for name, written in (
             (problem.activation, ("relu", "tanh", "sigmoid")),
             (problem.loss, ("mse", "cross_entropy")),

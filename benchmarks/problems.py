@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fastneuron.kernels.contract import Parameters
-from fastneuron.layers import Dense
+from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
 from fastneuron.spec import NetworkSpec
 
 Array = Any
@@ -35,6 +35,10 @@ MOMENTS = {"sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2, "adamw": 2, "rmspr
 ACTIVATIONS = (
     "relu", "tanh", "sigmoid", "gelu", "silu", "elu", "softplus", "leaky_relu",
 )  # fmt: skip
+NORMS: dict[str, type[BatchNorm] | type[LayerNorm]] = {
+    "batch_norm": BatchNorm,
+    "layer_norm": LayerNorm,
+}
 LOSSES = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "poisson")
 
 #: Rows of the data set, at least; and at least so many batches.
@@ -43,13 +47,53 @@ DATA_ROWS, DATA_BATCHES = 4096, 4
 SHALLOW = 4
 
 
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """What to train, on what, from where. Hidden layers share an activation, the last has none.
+class Network:
+    """What rows and problems say of a network. Hidden layers are alike, the last has no activation.
 
     Attributes
     ----------
     sizes : widths from the input to the output
+    activation : of the hidden layers
+    bias : whether dense layers have one, where it has an effect
+    norm : one of NORMS after each hidden layer's products, before the activation, or nothing
+    dropout : rate of a dropout after each hidden layer, or 0
+    frozen : so many of the first dense layers are not trained
+    """
+
+    sizes: tuple[int, ...]
+    activation: str
+    bias: bool
+    norm: str
+    dropout: float
+    frozen: int
+
+    def spec(self, dtype: str) -> NetworkSpec:
+        bias = "auto" if self.bias else False
+        layers: list[Layer] = []
+        hidden = list(pairwise(self.sizes))
+        last = hidden.pop()
+        for i, (a, b) in enumerate(hidden):
+            activation = "identity" if self.norm else self.activation
+            layers.append(Dense(a, b, activation, bias=bias, trainable=i >= self.frozen))
+            if self.norm:
+                layers.append(NORMS[self.norm](activation=self.activation))
+            if self.dropout:
+                layers.append(Dropout(self.dropout))
+        layers.append(Dense(*last, bias=bias, trainable=len(hidden) >= self.frozen))
+        return NetworkSpec.chain(layers, dtype)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all layers are dense, and all of them trained."""
+        return not (self.norm or self.dropout or self.frozen)
+
+
+@dataclass(frozen=True, eq=False)
+class Problem(Network):
+    """What to train, on what, from where.
+
+    Attributes
+    ----------
     optimizer : one of RATES, with the constants of this file
     loss : one of LOSSES, mean over the batch and, but for cross-entropy, over the outputs
     x : (n, I)
@@ -67,6 +111,16 @@ class Problem:
     x: Array
     y: Array
     parameters: Parameters
+    norm: str = ""
+    dropout: float = 0.0
+    frozen: int = 0
+
+    @property
+    def statistics(self) -> Parameters:
+        """Running mean and variance that every peer starts from, of each batch normalisation."""
+        layers = self.spec(self.dtype).layers
+        widths = [layer.out_features for layer in layers if layer.has_statistics]
+        return [(np.zeros(n, self.dtype), np.ones(n, self.dtype)) for n in widths]
 
     @property
     def learning_rate(self) -> float:
@@ -83,24 +137,9 @@ class Problem:
             calm = 4 * (1 if self.loss == "cross_entropy" else self.sizes[-1]) / reach
         return RATES[self.optimizer] * min(1.0, calm)
 
-    def spec(self, dtype: str) -> NetworkSpec:
-        last = len(self.sizes) - 2
-        return NetworkSpec.chain(
-            [
-                Dense(
-                    self.sizes[i],
-                    self.sizes[i + 1],
-                    "identity" if i == last else self.activation,
-                    bias=self.bias,
-                )
-                for i in range(last + 1)
-            ],
-            dtype,
-        )
-
 
 @dataclass(frozen=True)
-class Row:
+class Row(Network):
     """A network, batch and optimizer; the efficiencies asked of one and two cores, if any."""
 
     sizes: tuple[int, ...]
@@ -111,12 +150,15 @@ class Row:
     dtype: str = "float32"
     goals: tuple[float | None, float | None] = (None, None)
     asked_loss: str | None = None
+    norm: str = ""
+    dropout: float = 0.0
+    frozen: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Row:
         """Read "784-128-10 b32 sgd", with any of tanh ..., mae ..., float64, nobias after it.
 
-        "64*5" are five layers of 64.
+        "64*5" are five layers of 64. batch_norm, layer_norm, dropout0.1 and frozen1 (layers) too.
         """
         words = text.split()
         try:
@@ -135,15 +177,26 @@ class Row:
                     more["dtype"] = word
                 elif word == "nobias":
                     more["bias"] = False
+                elif word in NORMS:
+                    more["norm"] = word
+                elif word.startswith("dropout"):
+                    more["dropout"] = float(word.removeprefix("dropout"))
+                elif word.startswith("frozen"):
+                    more["frozen"] = int(word.removeprefix("frozen"))
                 else:
                     raise ValueError
             if len(sizes) < 2 or min(*sizes, row.batch) < 1 or row.optimizer not in RATES:
+                raise ValueError
+            # The last layer is trained in any case, or there were nothing to measure.
+            if not (
+                0 <= more.get("dropout", 0) < 1 and 0 <= more.get("frozen", 0) < len(sizes) - 1
+            ):
                 raise ValueError
         except (ValueError, IndexError):
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no row: want '784-128-10 b32 sgd', the optimizer one of "
                 f"{', '.join(RATES)}, then any of {', '.join(ACTIVATIONS)}, {', '.join(LOSSES)}, "
-                "float64, nobias"
+                f"{', '.join(NORMS)}, dropout0.1, frozen1, float64, nobias"
             ) from None
         return cls(sizes, row.batch, row.optimizer, **more)
 
@@ -154,6 +207,9 @@ class Row:
         words = ["-".join(sizes), f"b{self.batch}", self.optimizer]
         words += [self.activation] if self.activation != "relu" else []
         words += [self.asked_loss] if self.asked_loss else []
+        words += [self.norm] if self.norm else []
+        words += [f"dropout{self.dropout:g}"] if self.dropout else []
+        words += [f"frozen{self.frozen}"] if self.frozen else []
         words += ["float64"] if self.dtype == "float64" else []
         words += [] if self.bias else ["nobias"]
         return " ".join(words)
@@ -171,9 +227,8 @@ class Row:
 
     @property
     def multiply_adds(self) -> int:
-        """Of a step: forward, data gradient without layer 0, weight gradient."""
-        products = [a * b for a, b in zip(self.sizes, self.sizes[1:], strict=False)]
-        return self.batch * (3 * sum(products) - products[0])
+        """Of a step: forward, data gradient where anything learns from it, weight gradient."""
+        return self.batch * self.spec(self.dtype).multiply_adds
 
 
 TABLE = (
@@ -204,13 +259,19 @@ def parse_rows(text: str) -> list[Row]:
 def problem_of(row: Row, seed: int = 0) -> Problem:
     """Draw data, and parameters as large as glorot_uniform's with biases that matter."""
     rng = np.random.default_rng(seed)
+    of_norms = np.random.default_rng((seed, 1))  # a network without them draws the same
     n = row.data_rows
-    parameters = []
+    parameters: Parameters = []
     gain = 12 if len(row.sizes) - 1 > SHALLOW else 6
-    for fan_in, fan_out in zip(row.sizes, row.sizes[1:], strict=False):
-        w = rng.uniform(-1, 1, (fan_in, fan_out)) * np.sqrt(gain / (fan_in + fan_out))
-        b = rng.uniform(-0.1, 0.1, fan_out)
-        parameters.append((w.astype(row.dtype), b.astype(row.dtype) if row.bias else None))
+    for layer in row.spec(row.dtype).layers:
+        if isinstance(layer, Dense):
+            fans = layer.weight_shape
+            w = rng.uniform(-1, 1, fans) * np.sqrt(gain / sum(fans))
+            b = rng.uniform(-0.1, 0.1, fans[1])
+        else:
+            w = of_norms.uniform(0.9, 1.1, layer.weight_shape)
+            b = of_norms.uniform(-0.1, 0.1, layer.out_features)
+        parameters.append((w.astype(row.dtype), b.astype(row.dtype) if layer.bias else None))
     x = rng.standard_normal((n, row.sizes[0])).astype(row.dtype)
     shape = (n, row.sizes[-1])
     if row.loss == "cross_entropy":
@@ -222,7 +283,7 @@ def problem_of(row: Row, seed: int = 0) -> Problem:
     else:
         y = rng.standard_normal(shape).astype(row.dtype)
     given = (row.sizes, row.batch, row.optimizer, row.activation, row.bias, row.dtype, row.loss)
-    return Problem(*given, x, y, parameters)
+    return Problem(*given, x, y, parameters, row.norm, row.dropout, row.frozen)
 
 
 def draw_order(rng: np.random.Generator, n: int, batch: int, steps: int) -> Array:
@@ -252,6 +313,8 @@ class Peer(ABC):
         What this peer trains: the one given, unless it can express an equal one only.
     loss_each_step : bool
         False where `advance` returns the mean loss of its steps in every entry.
+    drops_alike : bool
+        Whether its dropout drops what fastneuron's drops, so that results are the same.
     """
 
     name: ClassVar[str]
@@ -259,6 +322,7 @@ class Peer(ABC):
     distribution: ClassVar[str]
     ours: ClassVar[bool] = False
     loss_each_step: ClassVar[bool] = True
+    drops_alike: ClassVar[bool] = False
 
     def __init__(self, problem: Problem, threads: int) -> None:
         self.problem = problem
@@ -286,4 +350,8 @@ class Peer(ABC):
 
     @abstractmethod
     def export(self) -> Parameters:
-        """Return the current parameters."""
+        """Return the current parameters, of all layers."""
+
+    def statistics(self) -> Parameters:
+        """Return the running mean and variance of each batch normalisation."""
+        return []

@@ -27,11 +27,14 @@ class Torch(Peer):
         torch.set_num_threads(threads)
         self.torch = torch
         self.x, self.y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+        layers = problem.spec(problem.dtype).layers
+        trained = [each for layer in layers for each in (layer.trains_weight, layer.trains_bias)]
         # Weights (O, I), as torch.nn.Linear holds them.
         self.parameters = [
-            None if array is None else torch.tensor(array, requires_grad=True)
-            for array in self._transposed(problem.parameters)
+            None if array is None else torch.tensor(array, requires_grad=trains)
+            for array, trains in zip(self._transposed(problem.parameters), trained, strict=True)
         ]
+        self.running = [torch.tensor(array) for pair in problem.statistics for array in pair]
         f = getattr(functional, problem.activation)
         measure = {
             "mse": functional.mse_loss,
@@ -42,10 +45,22 @@ class Torch(Peer):
             "poisson": functional.poisson_nll_loss,
         }[problem.loss]
 
-        def loss(x: Any, y: Any, *parameters: Any) -> Any:
-            for i in range(0, len(parameters), 2):
-                x = functional.linear(x, parameters[i], parameters[i + 1])
-                x = x if i == len(parameters) - 2 else f(x)
+        def loss(x: Any, y: Any, running: Any, *parameters: Any) -> Any:
+            norms = 0
+            for i, layer in enumerate(layers):
+                w, b = parameters[2 * i : 2 * i + 2]
+                if layer.kind == "dense":
+                    x = functional.linear(x, w, b)
+                elif layer.kind == "batch_norm":  # what torch.nn.BatchNorm1d calls in training
+                    mean, variance = running[2 * norms : 2 * norms + 2]
+                    share, epsilon = layer.momentum, layer.epsilon
+                    x = functional.batch_norm(x, mean, variance, w, b, True, share, epsilon)
+                    norms += 1
+                elif layer.kind == "layer_norm":
+                    x = functional.layer_norm(x, w.shape, w, b, layer.epsilon)
+                else:
+                    x = functional.dropout(x, layer.rate)
+                x = x if layer.activation == "identity" else f(x)
             return measure(x, y)
 
         self.loss = self._compiled(loss)
@@ -64,12 +79,15 @@ class Torch(Peer):
             for parameter, array in zip(self.parameters, flat, strict=True):
                 if parameter is not None:
                     parameter.copy_(self.torch.from_numpy(array))
+            start = (array for pair in self.problem.statistics for array in pair)
+            for tensor, array in zip(self.running, start, strict=True):
+                tensor.copy_(self.torch.from_numpy(array))
+        self.torch.manual_seed(0)  # of dropout
         rate, optim, name = self.problem.learning_rate, self.torch.optim, self.problem.optimizer
-        given = [parameter for parameter in self.parameters if parameter is not None]
+        given = [p for p in self.parameters if p is not None and p.requires_grad]
         if name == "adamw":
-            # Biases are not decayed. Both groups are one call for torch's fused kernel each.
-            weights = [p for p in self.parameters[::2] if p is not None]
-            biases = [p for p in self.parameters[1::2] if p is not None]
+            # Matrices alone are decayed. Both groups are one call for torch's fused kernel each.
+            weights, biases = ([p for p in given if p.ndim == n] for n in (2, 1))
             groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
             groups = [group for group in groups if group["params"]]
             self.optimizer = optim.AdamW(groups, rate, (BETA1, BETA2), EPSILON, DECAY, fused=True)
@@ -88,10 +106,11 @@ class Torch(Peer):
 
     def advance(self, order: Array) -> Array:
         x, y, parameters, optimizer = self.x, self.y, self.parameters, self.optimizer
+        running = self.running
         losses = []
         for rows in self.torch.from_numpy(order):
             optimizer.zero_grad()
-            loss = self.loss(x[rows], y[rows], *parameters)
+            loss = self.loss(x[rows], y[rows], running, *parameters)
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
@@ -99,6 +118,10 @@ class Torch(Peer):
 
     def export(self) -> Parameters:
         flat = [None if p is None else p.detach().numpy().T for p in self.parameters]
+        return list(zip(flat[::2], flat[1::2], strict=True))
+
+    def statistics(self) -> Parameters:
+        flat = [tensor.numpy() for tensor in self.running]
         return list(zip(flat[::2], flat[1::2], strict=True))
 
 
