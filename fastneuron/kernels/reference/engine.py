@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +38,21 @@ class Kept(NamedTuple):
     x: Array
     saved: Array
     extra: tuple[Array, ...] = ()
+
+
+class Trace(NamedTuple):
+    """What one layer made of a batch.
+
+    Attributes
+    ----------
+    z, a : (B, O)
+        Before and after the activation.
+    kept : Kept
+    """
+
+    z: Array
+    a: Array
+    kept: Kept
 
 
 class ReferenceEngine(Engine):
@@ -151,6 +166,44 @@ class ReferenceEngine(Engine):
         loss, dout = self._loss(out, y, weight)
         return loss, self._backward(dout, kept, need_dx=False)[1]
 
+    def trace(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Iterator[Trace]:
+        """Yield what each layer makes of x (B, I), one after the other; no state is touched.
+
+        With `scalars` (N_SCALARS,), as in a training step; without, as in a prediction.
+        """
+        for index, layer in enumerate(self.spec.layers):
+            z, extra = self._before_activation(index, x, scalars)
+            a = self._slots["bias_act_forward"](z, None, layer.activation)
+            saves_z = ACTIVATIONS[layer.activation].saves == "z"
+            yield Trace(z, a, Kept(x, z if saves_z else a, extra))
+            x = a
+
+    def trace_back(
+        self, index: int, dz: Array, kept: Kept, need_dx: bool = True
+    ) -> tuple[Array, tuple[Array, Array | None]]:
+        """Return dL/dx and (dweight, dbias) of one layer for its dz = dL/dz (B, O).
+
+        What is not trained has its gradient here, too. Without `need_dx`, a dense layer's dL/dx is
+        None.
+        """
+        layer, (w, b) = self.spec.layers[index], self._parameters[index]
+        x, _, extra = kept
+        if isinstance(layer, Dense):
+            dx, dw, db = self._slots["dense_backward"](
+                dz, x, w, dz, "identity", layer.bias, need_dx
+            )
+            return dx, (dw, db)
+        if isinstance(layer, Dropout):
+            return dropout.dropout(dz, extra[0], layer.rate) if extra else dz, (w.copy(), None)
+        mean, _, inverse = extra
+        dw, db = norms.norm_gradients(x, mean, inverse, dz)
+        if isinstance(layer, BatchNorm) and not layer.uses_batch:
+            dx = norms.norm_forward(dz, 0 * mean, inverse, w, None)
+        else:
+            axis = norms.OVER_BATCH if isinstance(layer, BatchNorm) else norms.OVER_FEATURES
+            dx = norms.norm_backward(x, mean, inverse, w, dz, axis)
+        return dx, (dw, None if b is None else db)
+
     def plan(self) -> dict[str, Any]:
         """Explain the engine."""
         size = self._dtype.itemsize * self.spec.n_parameters
@@ -176,25 +229,31 @@ class ReferenceEngine(Engine):
         self, index: int, x: Array, scalars: NDArray[np.float64] | None
     ) -> tuple[Array, Kept]:
         layer, (w, b) = self.spec.layers[index], self._parameters[index]
-        if isinstance(layer, Dropout):
-            if scalars is None:
-                return x, Kept(x, x)
-            key, dropped = (int(scalars[KEY_LOW]), int(scalars[KEY_HIGH])), int(layer.rate * 2**32)
-            mask = dropout.kept(x.shape[0], x.shape[1], index, key, dropped)
-            a = dropout.dropout(x, mask, layer.rate)
-            return a, Kept(x, a, (mask,))
         saves_z = ACTIVATIONS[layer.activation].saves == "z"
-        extra: tuple[Array, ...] = ()
-        if isinstance(layer, Dense):
-            if not saves_z:
-                a = self._slots["dense_forward"](x, w, b, layer.activation)
-                return a, Kept(x, a)
-            z = self._slots["dense_forward"](x, w, b)
-        else:
-            extra = mean, _, inverse = self._norm_moments(index, x, in_training=scalars is not None)
-            z = norms.norm_forward(x, mean, inverse, w, b)
+        if isinstance(layer, Dense) and not saves_z:
+            a = self._slots["dense_forward"](x, w, b, layer.activation)
+            return a, Kept(x, a)
+        z, extra = self._before_activation(index, x, scalars)
+        if isinstance(layer, Dropout):
+            return z, Kept(x, z, extra)
         a = self._slots["bias_act_forward"](z, None, layer.activation)
         return a, Kept(x, z if saves_z else a, extra)
+
+    def _before_activation(
+        self, index: int, x: Array, scalars: NDArray[np.float64] | None
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Return z (B, O), and what else the backward pass needs of it."""
+        layer, (w, b) = self.spec.layers[index], self._parameters[index]
+        if isinstance(layer, Dense):
+            return self._slots["dense_forward"](x, w, b), ()
+        if isinstance(layer, Dropout):
+            if scalars is None:
+                return x, ()
+            key, dropped = (int(scalars[KEY_LOW]), int(scalars[KEY_HIGH])), int(layer.rate * 2**32)
+            mask = dropout.kept(x.shape[0], x.shape[1], index, key, dropped)
+            return dropout.dropout(x, mask, layer.rate), (mask,)
+        mean, variance, inverse = self._norm_moments(index, x, in_training=scalars is not None)
+        return norms.norm_forward(x, mean, inverse, w, b), (mean, variance, inverse)
 
     def _norm_moments(self, index: int, x: Array, *, in_training: bool) -> tuple[Array, ...]:
         layer = self.spec.layers[index]
@@ -230,24 +289,22 @@ class ReferenceEngine(Engine):
     def _layer_backward(
         self, index: int, da: Array, kept: Kept, need_dx: bool
     ) -> tuple[Array, tuple[Array, Array | None]]:
-        layer, (w, b) = self.spec.layers[index], self._parameters[index]
-        x, saved, extra = kept
+        layer = self.spec.layers[index]
         if isinstance(layer, Dense):
             dx, dw, db = self._slots["dense_backward"](
-                da, x, w, saved, layer.activation, layer.bias, need_dx
+                da,
+                kept.x,
+                self._parameters[index][0],
+                kept.saved,
+                layer.activation,
+                layer.bias,
+                need_dx,
             )
             return dx, (dw, db)
         if isinstance(layer, Dropout):
-            return dropout.dropout(da, extra[0], layer.rate), (w.copy(), None)
-        dy, _ = self._slots["act_bias_backward"](da, saved, layer.activation, False)
-        mean, _, inverse = extra
-        dw, db = norms.norm_gradients(x, mean, inverse, dy)
-        if isinstance(layer, BatchNorm) and not layer.uses_batch:
-            dx = norms.norm_forward(dy, 0 * mean, inverse, w, None)
-        else:
-            axis = norms.OVER_BATCH if isinstance(layer, BatchNorm) else norms.OVER_FEATURES
-            dx = norms.norm_backward(x, mean, inverse, w, dy, axis)
-        return dx, (dw, None if b is None else db)
+            return self.trace_back(index, da, kept)
+        dz, _ = self._slots["act_bias_backward"](da, kept.saved, layer.activation, False)
+        return self.trace_back(index, dz, kept)
 
     @quiet
     def _apply(
