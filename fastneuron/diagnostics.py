@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +16,9 @@ from fastneuron.callbacks import Callback, FitState
 from fastneuron.descriptions import checked_count, checked_number
 from fastneuron.errors import SpecError
 from fastneuron.findings import Finding, find, is_saturated
-from fastneuron.health import LayerHealth, measure
+from fastneuron.health import LayerHealth
 from fastneuron.losses import LOSSES, Loss
+from fastneuron.measurement import measure
 from fastneuron.trainer import Network
 
 __all__ = ["Diagnosis", "HealthRecord", "HealthRecorder", "diagnose"]
@@ -75,11 +77,12 @@ class Diagnosis:
             Where matplotlib is not installed.
         """
         return health_figure.health(
-            [_panel(layer, layer.flat_share[None]) for layer in self.layers]
+            [_panel(layer, layer.flat_share[None]) for layer in _judged(self.layers)]
         )
 
     def __str__(self) -> str:
-        widths = [self.layers[0].in_features, *(layer.out_features for layer in self.layers)]
+        dense = [layer.out_features for layer in self.layers if layer.kind == "dense"]
+        widths = [self.layers[0].in_features, *dense]
         lines = [f"Health of {'-'.join(map(str, widths))} on {self.rows} rows"]
         if self.rows < self.rows_given:
             lines[0] += f" of {self.rows_given}, taken evenly"
@@ -129,7 +132,9 @@ def diagnose(net: Network, X: Any, y: Any = None, loss: str | Loss | None = None
     """
     if loss is None and y is not None:
         loss = net.parameters.loss
-    return _diagnosed(net, _sample(net, X, y, _loss(loss, y), ROWS))
+    # Before any training, running statistics have not been moved, and need not fit.
+    steps = 0.0 if net.parameters.loss is None else math.inf
+    return _diagnosed(net, _sample(net, X, y, _loss(loss, y), ROWS), steps)
 
 
 class HealthRecord(NamedTuple):
@@ -227,7 +232,7 @@ class HealthRecorder(Callback):
             entry = _loss(state.trainer.loss if loss is None and y is not None else loss, y)
             self._sampled = _sample(state.net, X, y, entry, self._rows)
             self._net = state.net
-        found = _diagnosed(state.net, self._sampled)
+        found = _diagnosed(state.net, self._sampled, state.step)
         self.records.append(HealthRecord(state.epoch, state.step, state.seconds, found))
         if len(self.records) > _KEPT:
             del self.records[1::2]
@@ -256,7 +261,7 @@ class HealthRecorder(Callback):
         """
         if not self.records:
             raise SpecError("HealthRecorder: no record yet; give it to fit(callbacks=[...]) first")
-        by_layer = zip(*(record.diagnosis.layers for record in self.records), strict=True)
+        by_layer = zip(*(_judged(record.diagnosis.layers) for record in self.records), strict=True)
         steps = [record.step for record in self.records]
         return health_figure.health(
             [_panel(seen[-1], np.stack([one.flat_share for one in seen])) for seen in by_layer],
@@ -281,14 +286,14 @@ class HealthRecorder(Callback):
         # Evenly taken, first and last among them.
         for i in np.unique(np.linspace(0, len(self.records) - 1, _SHOWN).astype(int)).tolist():
             record = self.records[i]
-            for layer in record.diagnosis.layers:
-                first = layer.index == 0
+            for layer in _judged(record.diagnosis.layers):
+                first = layer is _judged(record.diagnosis.layers)[0]
                 rows.append(
                     (
                         str(record.step) if first else "",
                         str(record.epoch) if first else "",
                         reports.number(record.diagnosis.mean_loss) if first else "",
-                        str(layer.index),
+                        reports.named(layer),
                         f"{100 * layer.dead.mean():.0f}",
                         f"{100 * is_saturated(layer).mean():.0f}",
                         reports.number(reports.mean(layer.liveliness)),
@@ -336,19 +341,29 @@ def _sample(net: Network, X: Any, y: Any, loss: Loss | None, most: int) -> _Samp
     return _Sample(x[taken], targets[taken], loss, n)
 
 
-def _diagnosed(net: Network, sample: _Sample) -> Diagnosis:
+def _diagnosed(net: Network, sample: _Sample, steps: float) -> Diagnosis:
+    """Look at the rows; `steps` as in `measure`."""
     store = net.parameters
     x, y, loss, given = sample
-    layers, mean_loss = measure(net.spec, store.pull(), store.initial_biases, x, y, loss)
+    with store.lock:
+        parameters, statistics = store.pull(), store.pull_statistics()
+    layers, mean_loss = measure(
+        net.spec, parameters, statistics, store.initial_biases, x, y, loss, steps
+    )
     name = None if loss is None else loss.name
     return Diagnosis(layers, find(layers), len(x), given, name, mean_loss)
 
 
+def _judged(layers: Sequence[LayerHealth]) -> list[LayerHealth]:
+    """Return the layers that have neurons' activations."""
+    return [layer for layer in layers if not layer.normalised]
+
+
 def _panel(layer: LayerHealth, shares: Array) -> health_figure.HealthPanel:
     return health_figure.HealthPanel(
-        f"Layer {layer.index}: {layer.out_features} x {layer.activation}",
+        f"Layer {reports.named(layer)}: {layer.out_features} x {layer.activation}",
         shares,
         layer.z_edges,
-        layer.z_counts / layer.z_counts.sum(),
+        layer.z_counts,
         layer.z_flat,
     )

@@ -39,6 +39,16 @@ LARGE_INPUTS = 10.0
 SMALL_INPUTS = 0.03
 #: Mean |delta| of a layer over that of the output below which the error has vanished on the way.
 VANISHED = 1e-3
+#: Share of a normalisation's features, or rows, from which too little variance is a finding: data
+#: have constant features (3 of 64 pixels of the digits, 67 of 784 of MNIST).
+NARROW_SHARE = 0.25
+#: A normalisation's weight, and its gradient over the layer's largest, that count as 0.
+OFF = 1e-6
+#: A feature's mean is far from the running one by so many running deviations, its variance by this
+#: factor: z then has another sign, or size, in predictions than it was trained with.
+FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
+#: Share of a layer's features from which such distances are a finding.
+FAR_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,8 @@ class Finding:
     ----------
     kind : str
         "overflow", "zero_weights", "twins", "dead", "saturated", "bias_dominates",
-        "silent_on_zero", "large_inputs", "small_inputs" or "vanishing_delta".
+        "silent_on_zero", "large_inputs", "small_inputs", "vanishing_delta", or of normalisations
+        "redundant_bias", "narrow_inputs", "switched_off" or "stale_statistics".
     layer : int
     neurons : tuple of int
         Those that have it; empty where it is the layer as a whole.
@@ -69,14 +80,20 @@ class Finding:
 
 
 def find(layers: Sequence[LayerHealth]) -> list[Finding]:
-    """Return what ails the layers, the first layer's illnesses first."""
+    """Return what ails the layers, the first layer's illnesses first.
+
+    Of a layer that steps cannot change, only that it overflows is told.
+    """
     found: list[Finding] = []
-    for layer in layers:
+    for position, layer in enumerate(layers):
         if not np.isfinite(layer.z_mean).all():
             found.append(_overflow(layer))
             break  # what comes after is made of infinities
-        for look in (_zero_weights, _twins, _dead, _saturated, _bias, _silent, _inputs):
+        if layer.frozen:
+            continue
+        for look in _LOOKS:
             found += look(layer)
+        found += _narrow(layer, layers[position - 1] if position else None)
         found += _vanishing(layer, layers)
     return found
 
@@ -98,6 +115,11 @@ def _finding(
 
 def _count(layer: LayerHealth, ill: NDArray[np.bool_]) -> str:
     return f"{np.count_nonzero(ill)} of {layer.out_features} neurons"
+
+
+def _weighed(layer: LayerHealth) -> str:
+    """Return what a neuron's bias is added to."""
+    return "x W" if layer.factor is None else "its normalised inputs"
 
 
 def _overflow(layer: LayerHealth) -> Finding:
@@ -156,8 +178,9 @@ def _dead(layer: LayerHealth) -> Iterator[Finding]:
         + (learn if exact else "f'(z) is near 0, so weights and bias hardly move")
         + _pushed(layer, dead),
         "start the biases at 0 or slightly above (0.01 to 0.1) and lower the learning rate; or "
-        "use leaky_relu, which never stops learning; or normalise the inputs. Dead ones come back "
-        "to life by setting their bias and weights anew",
+        "use leaky_relu, which never stops learning"
+        + ("; or normalise the inputs" if layer.factor is None else "")
+        + ". Dead ones come back to life by setting their bias and weights anew",
     )
 
 
@@ -173,8 +196,13 @@ def _saturated(layer: LayerHealth) -> Iterator[Finding]:
         f"{_count(layer, ill)} lie where {layer.activation} is flat, on {100 * share:.0f} % of "
         "the rows: delta = dL/da f'(z) is near 0 whatever the error is, and the bias hardly moves"
         + _pushed(layer, ill),
-        "smaller starting weights (weight_init='auto') and biases at 0; normalise the inputs to "
-        "mean 0 and variance 1; lower the learning rate; or use relu, flat on one side only",
+        (
+            "smaller starting weights (weight_init='auto') and biases at 0; normalise the inputs "
+            "to mean 0 and variance 1; "
+            if layer.factor is None
+            else "the normalisation's weights back to about 1 and its biases to 0; "
+        )
+        + "lower the learning rate; or use relu, flat on one side only",
     )
 
 
@@ -187,12 +215,12 @@ def _pushed(layer: LayerHealth, ill: NDArray[np.bool_]) -> str:
     if pushed < n / 2:
         return ""
     who = "all" if pushed == n else pushed
-    return f". In {who} of them it is the bias, which outweighs x W"
+    return f". In {who} of them it is the bias, which outweighs {_weighed(layer)}"
 
 
 def _bias(layer: LayerHealth) -> Iterator[Finding]:
     # Outputs may need it: a target far from 0 with little spread is all bias.
-    if layer.bias is None or layer.last:
+    if layer.bias is None or layer.last or layer.normalised or not layer.trains_bias:
         return
     ill = (np.abs(layer.bias) > BIAS_DOMINATES * layer.z_std) & (layer.z_std > 0)
     ill &= np.abs(layer.bias) > np.abs(layer.z_mean - layer.bias)
@@ -206,19 +234,21 @@ def _bias(layer: LayerHealth) -> Iterator[Finding]:
         "bias_dominates",
         layer,
         ill,
-        f"{_count(layer, ill)} have a bias above {BIAS_DOMINATES:g} times the spread of x W: their "
-        f"output hardly depends on the input{drift}",
-        "start the biases at 0; lower the learning rate where they drifted there; scale small "
-        "inputs up to about 1",
+        f"{_count(layer, ill)} have a bias above {BIAS_DOMINATES:g} times the spread of "
+        f"{_weighed(layer)}: their output hardly depends on the input{drift}",
+        "start the biases at 0; lower the learning rate where they drifted there"
+        + ("; scale small inputs up to about 1" if layer.factor is None else ""),
     )
 
 
 def _silent(layer: LayerHealth) -> Iterator[Finding]:
     silent = layer.silent_on_zero
-    if layer.zero_rows < ZERO_ROWS or silent.mean() < SILENT_SHARE:
+    frozen_bias = layer.bias is not None and not layer.trains_bias
+    if layer.zero_rows < ZERO_ROWS or silent.mean() < SILENT_SHARE or frozen_bias:
         return
     if layer.bias is None:
-        why, advice = "there is no bias: x W = 0, whatever the weights are", "give it a bias"
+        why = f"there is no bias, and {_weighed(layer)} are 0, whatever the weights are"
+        advice = "give it a bias"
     else:
         why = "f(b) = 0 and f'(b) = 0: no bias is above 0"
         advice = "start the biases slightly above 0 (0.01 to 0.1), or use leaky_relu"
@@ -233,10 +263,13 @@ def _silent(layer: LayerHealth) -> Iterator[Finding]:
 
 
 def _inputs(layer: LayerHealth) -> Iterator[Finding]:
+    # What is normalised right after, or here, may come in any size.
+    if layer.normalised or layer.factor is not None:
+        return
     if layer.input_scale > LARGE_INPUTS:
         pace = (
             ""
-            if layer.bias is None
+            if not layer.trains_bias
             else f": for one row the bias gradient is 1/{layer.input_size:.2g} of the weights', so "
             "that a rate the weights bear leaves the biases nearly still"
         )
@@ -265,7 +298,8 @@ def _inputs(layer: LayerHealth) -> Iterator[Finding]:
 
 
 def _vanishing(layer: LayerHealth, layers: Sequence[LayerHealth]) -> Iterator[Finding]:
-    if layer.delta is None or layer.contribution is None or layer.last:
+    # A z that is normalised next has a delta of any size: the larger z, the smaller.
+    if layer.delta is None or layer.contribution is None or layer.last or layer.normalised:
         return
     output = layers[-1].delta
     of_output = 0.0 if output is None else float(output.mean())
@@ -291,3 +325,99 @@ def _vanishing(layer: LayerHealth, layers: Sequence[LayerHealth]) -> Iterator[Fi
             "activation with f' near 1 (relu), fewer layers, or normalisation between them"
         )
     yield _finding("vanishing_delta", layer, None, what, advice)
+
+
+def _redundant_bias(layer: LayerHealth) -> Iterator[Finding]:
+    if not layer.redundant_bias or not layer.trains_bias:
+        return
+    yield _finding(
+        "redundant_bias",
+        layer,
+        None,
+        "its bias has no effect: the batch normalisation after it subtracts the mean, and the bias "
+        "with it, so that dL/db = 0",
+        "leave it out, Dense(..., bias=False): the normalisation's own bias does the shifting",
+    )
+
+
+def _narrow(layer: LayerHealth, before: LayerHealth | None) -> Iterator[Finding]:
+    advice = "scale the inputs up, or lower epsilon, where they vary at all"
+    if layer.narrow is not None:
+        ill = layer.narrow
+        if before is not None:
+            ill = ill & ~(before.dead | before.zero_weights)  # told there
+        if ill.mean() < NARROW_SHARE:
+            return
+        yield _finding(
+            "narrow_inputs",
+            layer,
+            ill,
+            f"{np.count_nonzero(ill)} of {layer.out_features} features vary by less than "
+            "sqrt(epsilon) over these rows: they are not brought to variance 1, and a prediction "
+            "whose inputs differ more is blown up",
+            f"{advice}; leave constant ones out",
+        )
+    elif layer.narrow_rows is not None:
+        share = layer.narrow_rows - layer.zero_rows
+        if share < NARROW_SHARE:
+            return
+        yield _finding(
+            "narrow_inputs",
+            layer,
+            None,
+            f"{100 * share:.0f} % of the rows have features that differ by less than sqrt(epsilon) "
+            "from one another: little more than the bias is left of such a row",
+            "normalise layers of several features only" if layer.out_features == 1 else advice,
+        )
+
+
+def _switched_off(layer: LayerHealth) -> Iterator[Finding]:
+    if layer.factor is None or layer.weight_gradient is None:
+        return
+    still = layer.weight_gradient <= OFF * layer.weight_gradient.max()
+    ill = (np.abs(layer.factor) <= OFF) & still & ~(layer.dead | is_saturated(layer))
+    if ill.any():
+        yield _finding(
+            "switched_off",
+            layer,
+            ill,
+            f"{np.count_nonzero(ill)} of {layer.out_features} features have weight 0 and no "
+            "gradient by it: nothing of the input passes, and nothing brings it back",
+            "start a normalisation's weights at 1, and decay them less (decay_bias=False); or take "
+            "fewer neurons",
+        )
+
+
+def _stale_statistics(layer: LayerHealth) -> Iterator[Finding]:
+    if layer.mean_shift is None or layer.variance_ratio is None:
+        return
+    shift, ratio = np.abs(layer.mean_shift), layer.variance_ratio
+    ill = (shift > FAR_MEAN) | (ratio > FAR_VARIANCE) | (ratio < 1 / FAR_VARIANCE)
+    if ill.mean() < FAR_SHARE:
+        return
+    yield _finding(
+        "stale_statistics",
+        layer,
+        ill,
+        f"the running mean and variance of {np.count_nonzero(ill)} of {layer.out_features} "
+        f"features are far from these rows' (in the median, a mean {np.median(shift[ill]):.2g} "
+        f"running deviations away, a variance of {np.median(ratio[ill]):.2g} times the running "
+        "one): predictions, which go by them, differ from what was trained",
+        "train for more steps, or raise momentum, the share that a step replaces; if these rows "
+        "are of another kind than those trained on, train on such as well; or use LayerNorm, which "
+        "keeps no statistics",
+    )
+
+
+_LOOKS = (
+    _redundant_bias,
+    _zero_weights,
+    _twins,
+    _dead,
+    _saturated,
+    _bias,
+    _silent,
+    _inputs,
+    _switched_off,
+    _stale_statistics,
+)

@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron.plots import COLOURS, INK, require
+from fastneuron.plots import COLOURS, INK, dress, dress_bar, sheet
 
 __all__ = ["HealthPanel", "health"]
-
-_INKED = (
-    "text.color",
-    "axes.edgecolor",
-    "axes.labelcolor",
-    "axes.titlecolor",
-    "xtick.color",
-    "ytick.color",
-)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Draw with the house's settings what is drawn inside."""
-    require()
-    import matplotlib
-
-    settings: dict[Any, Any] = dict.fromkeys(_INKED, INK) | {
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "auto",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 10,
-        "axes.labelsize": 9,
-        "xtick.labelsize": 8,
-        "ytick.labelsize": 8,
-    }
-    with matplotlib.rc_context(settings):
-        yield
 
 
 class HealthPanel(NamedTuple):
@@ -52,16 +21,14 @@ class HealthPanel(NamedTuple):
     title : str
     shares : (T, O)
         Share of the rows on which a neuron's f' is small, at T moments.
-    z_edges, z_shares : (K + 1,), (K,)
-        Histogram of z: edges of the bins, share of the values in each.
-    z_flat : (K,) bool
-        Whether f' is small in a bin.
+    z_edges, z_counts, z_flat : (K + 1,), (K,), (K,)
+        Histogram of z: edges of the bins, values in each, and those of them where f' is small.
     """
 
     title: str
     shares: NDArray[Any]
     z_edges: NDArray[Any]
-    z_shares: NDArray[Any]
+    z_counts: NDArray[Any]
     z_flat: NDArray[Any]
 
 
@@ -79,24 +46,19 @@ def health(panels: Sequence[HealthPanel], steps: Sequence[int] | None = None) ->
     -------
     matplotlib.figure.Figure
     """
-    with _style():
-        from matplotlib.figure import Figure
-
-        tall = 1.2 if steps is None else 2.0
-        figure = Figure(figsize=(9, tall * len(panels) + 1.2), layout="constrained")
-        axes = figure.subplots(len(panels), 2, squeeze=False, width_ratios=(3, 2))
-        image: Any = None
-        for (left, right), panel in zip(axes, panels, strict=True):
-            image = _heat(left, panel, steps)
-            _histogram(right, panel)
-        axes[-1, 0].set_xlabel("neuron")
-        axes[-1, 1].set_xlabel("z (input of f)")
-        bar = figure.colorbar(image, ax=axes[:, 0].tolist(), location="bottom", aspect=50)
-        bar.set_label("rows on which f'(z) is small [%]; all of them: dead or saturated")
-        return figure
+    tall = 1.3 if steps is None else 2.0  # inches
+    figure, axes = sheet((9.0, tall * len(panels) + 1.2), len(panels), 2, width_ratios=(3, 2))
+    image: Any = None
+    for (left, right), panel in zip(axes, panels, strict=True):
+        last = panel is panels[-1]
+        image = _heat(left, panel, steps, "neuron (index)" if last else "")
+        _histogram(right, panel, "z, the input of f (no unit)" if last else "")
+    bar = figure.colorbar(image, ax=axes[:, 0].tolist(), location="bottom", aspect=50)
+    dress_bar(bar, "rows on which f'(z) is small (%); all of them: dead or saturated")
+    return figure
 
 
-def _heat(axes: Any, panel: HealthPanel, steps: Sequence[int] | None) -> Any:
+def _heat(axes: Any, panel: HealthPanel, steps: Sequence[int] | None, xlabel: str) -> Any:
     moments, width = panel.shares.shape
     image = axes.imshow(
         100 * panel.shares,
@@ -107,33 +69,44 @@ def _heat(axes: Any, panel: HealthPanel, steps: Sequence[int] | None) -> Any:
         vmax=100,
         extent=(-0.5, width - 0.5, moments - 0.5, -0.5),
     )
-    axes.set_title(panel.title, loc="left")
+    _dress(axes, xlabel, "" if steps is None else "step (count)", panel.title)
+    axes.grid(False)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if steps is None:
         axes.set_yticks([])
     else:
         at = np.unique(np.linspace(0, moments - 1, min(moments, 5)).astype(int))
         axes.set_yticks(at, [f"{steps[i]:,}" for i in at])
-        axes.set_ylabel("step")
     return image
 
 
-def _histogram(axes: Any, panel: HealthPanel) -> None:
-    edges, flat = panel.z_edges, panel.z_flat.astype(bool)
-    of_flat = 100 * panel.shares[-1].mean()  # exact, where bins may lie across the border
-    for which, colour, label in (
-        (~flat, COLOURS[0], f"learns: {100 - of_flat:.0f} %"),
-        (flat, COLOURS[1], f"f'(z) small: {of_flat:.0f} %"),
+def _histogram(axes: Any, panel: HealthPanel, xlabel: str) -> None:
+    edges, total = panel.z_edges, panel.z_counts.sum()
+    learns, flat = panel.z_counts - panel.z_flat, panel.z_flat
+    of_flat = 100 * panel.shares[-1].mean()  # of all rows, where the histogram has some
+    for counts, below, colour, label in (
+        (learns, 0 * learns, COLOURS[0], f"learns: {100 - of_flat:.0f} %"),
+        (flat, learns, COLOURS[1], f"f'(z) small: {of_flat:.0f} %"),
     ):
-        if not which.any():
-            continue
-        axes.bar(
-            edges[:-1][which],
-            100 * panel.z_shares[which],
-            np.diff(edges)[which],
-            align="edge",
-            color=colour,
-            label=label,
-        )
-    axes.set_ylabel("share of z [%]")
-    axes.legend(fontsize=8, frameon=False)
+        if counts.any():
+            axes.bar(
+                edges[:-1],
+                100 * counts / total,
+                np.diff(edges),
+                bottom=100 * below / total,
+                align="edge",
+                color=colour,
+                label=label,
+            )
+    _dress(axes, xlabel, "share of z (%)", "")
+    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+
+
+def _dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
+    """Dress one of many small panels: smaller letters, no frame on the open sides."""
+    dress(axes, xlabel, ylabel, "")
+    axes.set_title(title, loc="left", color=INK, fontsize=10)
+    axes.tick_params(labelsize=8)
+    axes.xaxis.label.set_size(9)
+    axes.yaxis.label.set_size(9)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -8,12 +8,15 @@ transparent, and ink and colours are readable on white and on black.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastneuron import backends
 from fastneuron.activations import ACTIVATIONS
+from fastneuron.arrays import as_rows
 from fastneuron.errors import DataError, ExtraMissing
 from fastneuron.fitting import History
 
@@ -84,7 +87,7 @@ def curves(
             # Two full rounds of colours and dashes before a pair comes again.
             style = {"color": COLOURS[i % 4], "linestyle": _DASHES[(i + i // 4) % 4]}
             axes.plot(x, y, linewidth=2, label=label, **style)
-    _dress(axes, xlabel, ylabel, title)
+    dress(axes, xlabel, ylabel, title)
     _legend(figure)
     return figure
 
@@ -158,7 +161,7 @@ def decision_boundary(nets: Mapping[str, Answers], X: ArrayLike, y: ArrayLike) -
             marker = _MARKERS[int(k) % len(_MARKERS)]
             axes.plot(*mine.T, marker, color=colour, markersize=4, label=f"class {k}", mew=0)
         axes.plot(0, 0, "+", color=INK, markersize=12, mew=2, label="origin")
-        _dress(axes, "input x1 (no unit)", "input x2 (no unit)", label)
+        dress(axes, "input x1 (no unit)", "input x2 (no unit)", label)
     _legend(figure)
     return figure
 
@@ -194,20 +197,27 @@ def hyperplanes(weight: ArrayLike, biases: Sequence[float]) -> Any:
 def pre_activations(net: Any, X: ArrayLike) -> dict[str, tuple[str, NDArray[Any]]]:
     """Return each layer's activation and its z (n, neurons) for X: what `activation_curves` takes.
 
+    They are those of a prediction, in float64. `Dropout` layers, which have none, are left out.
+
     Parameters
     ----------
     net : Sequential
     X : array_like (n, in_features)
     """
-    found = {}
-    a = np.asarray(X, np.float64)
-    for i, layer in enumerate(net.layers):
-        z = a @ layer.weight
-        if layer.bias is not None:
-            z = z + layer.bias
-        found[f"layer {i}, {layer.spec.activation}"] = (layer.spec.activation, z)
-        a = ACTIVATIONS[layer.spec.activation].f(z)
-    return found
+    spec = replace(net.spec, dtype="float64")
+    store = net.parameters
+    engine: Any = backends.get("numpy").engine(spec)
+    with store.lock:
+        engine.load(store.pull())
+        engine.load_statistics(
+            [pair and tuple(map(np.float64, pair)) for pair in store.pull_statistics()]
+        )
+    rows = as_rows(X, "X", spec.dtype, spec.in_features)
+    return {
+        f"layer {i}, {layer.activation}": (layer.activation, trace.z)
+        for i, (layer, trace) in enumerate(zip(spec.layers, engine.trace(rows), strict=True))
+        if layer.has_parameters
+    }
 
 
 def activation_curves(used: Mapping[str, tuple[str, ArrayLike]]) -> Any:
@@ -234,7 +244,7 @@ def activation_curves(used: Mapping[str, tuple[str, ArrayLike]]) -> Any:
         # What a ReLU does beyond the slope's scale is known; the slope is what the picture is for.
         axes.set_ylim(max(-1.5, float(a.min()) - 0.1), min(2.0, float(a.max()) + 0.2))
         title = f"{label}: used from {low:.2g} to {high:.2g}"
-        _dress(axes, "pre-activation z (no unit)", "f and f' (no unit)", title)
+        dress(axes, "pre-activation z (no unit)", "f and f' (no unit)", title)
     _legend(figure)
     return figure
 
@@ -266,30 +276,30 @@ def bias_histograms(biases: ArrayLike, bins: int = 24) -> Any:
         at, edges, np.ma.masked_equal(counts, 0), cmap=blues, norm=LogNorm(1, rows.shape[1] + 1)
     )
     axes.plot(np.median(rows, axis=1), color=COLOURS[1], linewidth=2, label="median")
-    _dress(axes, "epoch (count)", "bias b (no unit)", f"Biases of {rows.shape[1]} neurons")
+    dress(axes, "epoch (count)", "bias b (no unit)", f"Biases of {rows.shape[1]} neurons")
     _legend(figure)
     bar = figure.colorbar(mesh, ax=axes, ticks=LogLocator(subs=(1, 2, 5)), format="%d")
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.set_label("neurons (count)", color=INK)
-    bar.ax.patch.set_alpha(0.0)
-    bar.ax.tick_params(which="both", colors=INK)
-    bar.outline.set_edgecolor(INK)
+    dress_bar(bar, "neurons (count)")
     return figure
 
 
-def _figure(panels: int) -> tuple[Any, list[Any]]:
-    """Return a transparent figure and its axes side by side."""
+def sheet(size: tuple[float, float], rows: int, columns: int, **options: Any) -> tuple[Any, Any]:
+    """Return a transparent figure of `size` inches, and its axes (rows, columns).
+
+    Options are those of matplotlib's ``Figure.subplots``.
+    """
     require()
-    if panels < 1:
+    if rows < 1 or columns < 1:
         raise DataError("there is nothing to draw")
     from matplotlib.figure import Figure
 
-    figure = Figure((6.0 if panels == 1 else 4.5 * panels, 4.2), _DPI, layout="constrained")
+    figure = Figure(size, _DPI, layout="constrained")
     figure.patch.set_alpha(0.0)
-    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def _dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
+def dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
     """Label the axes and set all that is no data in ink."""
     axes.patch.set_alpha(0.0)
     axes.set_xlabel(xlabel, color=INK)
@@ -299,6 +309,20 @@ def _dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
     for spine in axes.spines.values():
         spine.set_color(INK)
     axes.grid(True, color=INK, alpha=0.2)
+
+
+def dress_bar(bar: Any, label: str) -> None:
+    """Label a colour bar likewise."""
+    bar.set_label(label, color=INK)
+    bar.ax.patch.set_alpha(0.0)
+    bar.ax.tick_params(which="both", colors=INK)
+    bar.outline.set_edgecolor(INK)
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes side by side."""
+    figure, axes = sheet((6.0 if panels == 1 else 4.5 * panels, 4.2), 1, panels)
+    return figure, list(axes[0])
 
 
 def _legend(figure: Any) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastneuron.findings import Finding, is_saturated
 from fastneuron.health import FLAT, QUANTILES, LayerHealth
 
-__all__ = ["gradients", "mean", "neurons", "number", "table", "told", "used"]
+__all__ = ["gradients", "mean", "named", "neurons", "number", "table", "told", "used"]
 
 _WIDTH = 80  # columns
 _NAMED = 10  # neurons, or unbroken runs of them, that a finding names
@@ -50,27 +50,31 @@ def neurons(layers: Sequence[LayerHealth]) -> Iterator[str]:
     """Yield how many neurons of each layer are what."""
     head = ("layer", "activation", "neurons", "dead", "saturated", "twins", "silent on 0", "flat")
     units = ("", "", "", "", "", "", "", "[% of z]")
-    rows = [
-        (
-            str(layer.index),
-            layer.activation,
-            str(layer.out_features),
-            str(np.count_nonzero(layer.dead)),
-            str(np.count_nonzero(is_saturated(layer))),
-            str(np.count_nonzero(layer.twin >= 0)),
-            str(np.count_nonzero(layer.silent_on_zero)),
-            f"{100 * layer.flat_share.mean():.0f}",
-        )
-        for layer in layers
-    ]
+    rows = []
+    for layer in layers:
+        told: tuple[str, ...] = ("-",) * 5  # at the normalisation after it
+        if not layer.normalised:
+            told = (
+                str(np.count_nonzero(layer.dead)),
+                str(np.count_nonzero(is_saturated(layer))),
+                str(np.count_nonzero(layer.twin >= 0)),
+                str(np.count_nonzero(layer.silent_on_zero)),
+                f"{100 * layer.flat_share.mean():.0f}",
+            )
+        rows.append((named(layer), layer.activation, str(layer.out_features), *told))
     yield from table(head, [units, *rows])
+
+
+def named(layer: LayerHealth) -> str:
+    """Return a layer's number, and its kind where it is a normalisation."""
+    return f"{layer.index} {layer.kind}" if layer.factor is not None else str(layer.index)
 
 
 def used(layers: Sequence[LayerHealth]) -> Iterator[str]:
     """Yield where in z each layer's activation is used."""
     yield f"Where f is used: quantiles of z (flat: f' below {FLAT:g} of its largest)"
     names = ["least", *(f"{100 * q:.0f} %" for q in QUANTILES[1:-1]), "largest"]
-    rows = [(str(layer.index), *map(number, layer.z_quantiles.tolist())) for layer in layers]
+    rows = [(named(layer), *map(number, layer.z_quantiles.tolist())) for layer in layers]
     yield from table(("layer", *names), rows)
 
 
@@ -91,7 +95,7 @@ def gradients(layers: Sequence[LayerHealth]) -> Iterator[str]:
             b / w if b is not None and w else None,
             mean(layer.bias_drift),
         )
-        rows.append((str(layer.index), *map(number, shown)))
+        rows.append((named(layer), *map(number, shown)))
     yield from table(head, rows)
 
 
