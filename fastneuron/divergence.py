@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from fastneuron.activations import ACTIVATIONS
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron import backends
 from fastneuron.errors import NonFiniteError
-from fastneuron.kernels.contract import Array, Parameters, Status
+from fastneuron.kernels.contract import Array, Parameters, Statistics, Status
+from fastneuron.layers import Dense, Layer
 from fastneuron.spec import NetworkSpec
 
 
 def diverged(
     spec: NetworkSpec,
     parameters: Parameters,
+    statistics: Statistics,
     status: Status,
     x: Array | None,
+    scalars: NDArray[np.float64],
     *,
     epoch: int,
     step: int,
@@ -24,19 +30,21 @@ def diverged(
 
     Parameters
     ----------
-    spec, parameters
+    spec, parameters, statistics
         The network as it was before the step.
     status : Status
     x : (B, I) or None
         The rows of the failing batch, to find the layer.
+    scalars : (N_SCALARS,)
+        Those of the failing step: they hold the key of the numbers it dropped.
     epoch, step, learning_rate
         See `NonFiniteError`.
     """
-    layer = None if x is None else first_not_finite(spec, parameters, x)
+    layer = None if x is None else first_not_finite(spec, parameters, statistics, x, scalars)
     what = "loss" if status == Status.LOSS_NOT_FINITE else "gradient"
     if layer is not None:
         where = (
-            f"the output of layer {layer} ({spec.layers[layer].activation}) is the first that is "
+            f"the output of layer {layer} ({_named(spec.layers[layer])}) is the first that is "
             "not finite"
         )
     else:
@@ -53,12 +61,23 @@ def diverged(
     )
 
 
-def first_not_finite(spec: NetworkSpec, parameters: Parameters, x: Array) -> int | None:
-    """Return the first layer whose output on x (B, I) is not finite, or None."""
+def first_not_finite(
+    spec: NetworkSpec,
+    parameters: Parameters,
+    statistics: Statistics,
+    x: Array,
+    scalars: NDArray[np.float64],
+) -> int | None:
+    """Return the first layer whose output on x (B, I) in training is not finite, or None."""
+    engine: Any = backends.get("numpy").engine(spec)
+    engine.load(parameters)
+    engine.load_statistics(statistics)
     with np.errstate(all="ignore"):
-        for i, (layer, (weight, bias)) in enumerate(zip(spec.layers, parameters, strict=True)):
-            z = x @ weight
-            x = ACTIVATIONS[layer.activation].f(z if bias is None else z + bias)
-            if not np.isfinite(x).all():
+        for i, trace in enumerate(engine.trace(x, scalars)):
+            if not np.isfinite(trace.a).all():
                 return i
     return None
+
+
+def _named(layer: Layer) -> str:
+    return layer.activation if isinstance(layer, Dense) else f"{layer.kind}, {layer.activation}"

@@ -157,7 +157,7 @@ class Trainer:
                 as_rows(x, "x", dtype)
                 if y.ndim == 2:
                     as_rows(y, "y", dtype)
-                self._diverged(outcome.status, x, self._rates.rate(step), 0)
+                self._diverged(outcome.status, x, row[0], self._rates.rate(step), 0)
             self.step_count = step + 1
             loss = self._losses.item(0)
         if self._guard_steps:
@@ -247,10 +247,11 @@ class Trainer:
             if self._live.claim():
                 raise DataError("the parameters changed since forward(x): call forward again")
             self._kept = 0
-            dx, outcome = self._live.guarded_update(rows, self._next_row()[0])
+            row = self._next_row()[0]
+            dx, outcome = self._live.guarded_update(rows, row)
             if outcome.status:
                 as_rows(rows, "dout", self._dtype)
-                self._diverged(outcome.status, None, self._rates.rate(self.step_count), 0)
+                self._diverged(outcome.status, None, row, self._rates.rate(self.step_count), 0)
             self.step_count += 1
         self._live.release()
         return dx
@@ -265,9 +266,11 @@ class Trainer:
         with self._store.lock:
             self._live.refresh()
             self._kept = 0
-            loss, gradients = self._live.engine.gradients(x, y, weight, self._next_row())
+            row = self._next_row()
+            loss, gradients = self._live.engine.gradients(x, y, weight, row)
             if not np.isfinite(loss):
-                self._diverged(Status.LOSS_NOT_FINITE, x, self._rates.rate(self.step_count), 0)
+                rate = self._rates.rate(self.step_count)
+                self._diverged(Status.LOSS_NOT_FINITE, x, row[0], rate, 0)
         return loss, gradients
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -374,7 +377,7 @@ class Trainer:
                 s = outcome.steps
                 failed = x[order[bounds[s] : bounds[s + 1]]]
                 epoch = part.epoch + s * part.whole_epochs // steps
-                self._diverged(outcome.status, failed, float(rates[s]), epoch)
+                self._diverged(outcome.status, failed, scalars[s], float(rates[s]), epoch)
         self._pace.note(steps, seconds)
         self._live.release()
         return Chunk(part, losses, float(rates[-1]), seconds)
@@ -420,12 +423,21 @@ class Trainer:
             )
         return self.loss
 
-    def _diverged(self, status: Status, x: Array | None, rate: float, epoch: int) -> NoReturn:
+    def _diverged(
+        self,
+        status: Status,
+        x: Array | None,
+        scalars: NDArray[np.float64],
+        rate: float,
+        epoch: int,
+    ) -> NoReturn:
         raise diverged(
             self.spec,
             self._store.pull(),
+            self._store.pull_statistics(),
             status,
             x,
+            scalars,
             epoch=epoch,
             step=self.step_count,
             learning_rate=rate,
