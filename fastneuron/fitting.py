@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron import backends
+from fastneuron import backends, initial
 from fastneuron.arrays import Array, as_class_weights, as_weights
 from fastneuron.callbacks import CallbackLike, EarlyStopping, FitState, chunk_end_of, epoch_end_of
 from fastneuron.chunks import Chunk, Network
@@ -100,7 +100,8 @@ def fit(
     """Train a network in place and return the history.
 
     A second fit goes on from the parameters of the first, with a fresh optimizer and the next
-    epochs' data orders.
+    epochs' data orders. The first one sets the output bias by the rows to train on, with their
+    weights, where the output layer has bias_init="class_prior".
 
     Parameters
     ----------
@@ -158,6 +159,9 @@ def fit(
     )
     records = _Records(len(train[0]), trainer.batch_size)
     stopped_epoch = None
+    begins = initial.wants_prior(store)
+    if begins and trainer.loss is not None:
+        initial.set_prior(store, trainer.loss, train[1], train[2])
     try:
         with _bar(progress, epochs * records.steps_per_epoch) as bar:
             for chunk in trainer.chunks(*train, epochs, shuffle, span=not watched):
@@ -190,6 +194,8 @@ def fit(
     finally:
         store.epochs = max(store.epochs, trainer.epoch_count)
         store.pull()
+        if begins and store.loss is None:  # refused before its first step
+            initial.unset_prior(store)
     if stopping and stopping.best is not None:
         store.replace(*stopping.best)
     best_epoch = stopping.best_epoch if stopping else None

@@ -37,12 +37,16 @@ class Initializer:
     draw : callable
         ``draw(rng, fan_in, fan_out, activation)`` -> float64 array. Constants take nothing
         from `rng`.
+    from_labels : bool
+        Whether the first `fit` replaces what was drawn by what the labels say: see
+        `fastneuron.initial.prior_bias`.
     """
 
     name: str
     formula: str
     source: str
     draw: Draw
+    from_labels: bool = False
 
 
 def _uniform(variance: Callable[[int, int], float]) -> Draw:
@@ -165,5 +169,12 @@ for _entry in (
         _uniform_biases,
     ),
     Initializer("normal", "N(0, 0.01^2)", "small random, the weights' normal rule", _normal_biases),
+    Initializer(
+        "class_prior",
+        "log p_k of class k (log p / (1 - p) for binary targets), p the labels' frequencies",
+        "Lin, Goyal, Girshick, He & Dollar 2017, arXiv:1708.02002, section 3.3, for one rare class",
+        _zero_biases,
+        from_labels=True,
+    ),
 ):
     BIAS_INITIALIZERS.register(_entry.name, _entry)

@@ -52,6 +52,7 @@ class Layer:
     kind: ClassVar[str]
     has_parameters: ClassVar[bool] = True
     has_statistics: ClassVar[bool] = False
+    _n_positional: ClassVar[int] = 2  # fields that `repr` shows without their names
 
     # Of layers that have no such thing.
     activation: Any = "identity"
@@ -94,6 +95,16 @@ class Layer:
             )
         return self.n_weights + (self.out_features if self.bias else 0)
 
+    def __repr__(self) -> str:
+        shown = []
+        for i, field in enumerate(fields(self)):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if i < self._n_positional:
+                shown.append(repr(value))
+            elif value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{self._name}({', '.join(shown)})"
+
     @property
     def _name(self) -> str:
         return type(self).__name__
@@ -128,7 +139,7 @@ class Layer:
         self._set("bias", value if value == "auto" else bool(value))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dense(Layer):
     """A fully connected layer, ``a = f(x W + b)``.
 
@@ -148,7 +159,8 @@ class Dense(Layer):
         A name of `fastneuron.initializers.WEIGHT_INITIALIZERS`; "auto" follows the activation.
     bias_init : str
         A name of `fastneuron.initializers.BIAS_INITIALIZERS`. Zero is fine, since the random
-        weights break the symmetry already.
+        weights break the symmetry already. "class_prior", for the output layer alone: zero until
+        the first `fit`, which sets it from the labels (see `Sequential.set_class_prior`).
     trainable : bool, "weight" or "bias"
         What steps change: all of it, nothing, or one of the two. Weight decay too leaves alone what
         is not trained.
@@ -162,6 +174,7 @@ class Dense(Layer):
     """
 
     kind: ClassVar[str] = "dense"
+    _n_positional: ClassVar[int] = 3
 
     in_features: int | None = None
     out_features: int | None = None
@@ -235,7 +248,7 @@ class _Norm(_Elementwise):
         self._set("epsilon", checked_number(self._name, "epsilon", self.epsilon, _LEAST_EPSILON))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BatchNorm(_Norm):
     """Batch normalisation, ``a = f(weight (x - mean) / sqrt(variance + epsilon) + bias)``.
 
@@ -293,7 +306,7 @@ class BatchNorm(_Norm):
         return self.trainable is not False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerNorm(_Norm):
     """Layer normalisation, ``a = f(weight (x - mean) / sqrt(variance + epsilon) + bias)``.
 
@@ -337,7 +350,7 @@ class LayerNorm(_Norm):
         self._check()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dropout(_Elementwise):
     """Sets each number to 0 with probability `rate` in training, and divides the rest by 1 - rate.
 

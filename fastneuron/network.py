@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 from collections.abc import Iterable, Sequence
@@ -9,83 +10,28 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fastneuron import backends, diagnostics, files, fitting
+from fastneuron import backends, diagnostics, files, fitting, initial
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_finite_rows
-from fastneuron.errors import SpecError
-from fastneuron.initializers import BIAS_INITIALIZERS, WEIGHT_INITIALIZERS
-from fastneuron.kernels.contract import Parameters
-from fastneuron.layers import Dense
+from fastneuron.descriptions import checked_number
+from fastneuron.elision import ELISION
+from fastneuron.errors import DataError, SpecError
+from fastneuron.folding import folded
+from fastneuron.handles import Layer
+from fastneuron.initializers import BIAS_INITIALIZERS
+from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.layers import Layer as Description
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.order import checked_seed
 from fastneuron.parameters import LiveEngine, ParameterStore
 from fastneuron.spec import NetworkSpec
+from fastneuron.summary import summary
 from fastneuron.trainer import mean_loss
 
 __all__ = ["Layer", "Sequential", "load", "mlp"]
 
-
-class Layer:
-    """One layer of a network: its description, and its parameters as they are now.
-
-    Attributes
-    ----------
-    spec : Dense, BatchNorm, LayerNorm or Dropout
-    """
-
-    def __init__(self, store: ParameterStore, index: int) -> None:
-        self._store = store
-        self._index = index
-        self.spec: Description = store.spec.layers[index]
-
-    @property
-    def weight(self) -> Array:
-        """A copy of the weight; assign to change it.
-
-        (in_features, out_features) of a dense layer, (features,) of a normalisation, and (0,) of a
-        layer that has none.
-        """
-        return self._store.pull()[self._index][0].copy()
-
-    @weight.setter
-    def weight(self, value: Any) -> None:
-        self._store.set_weight(self._index, value)
-
-    @property
-    def bias(self) -> Array | None:
-        """A copy of the bias (out_features,), or None where there is none; assign to change it."""
-        bias = self._store.pull()[self._index][1]
-        return None if bias is None else bias.copy()
-
-    @bias.setter
-    def bias(self, value: Any) -> None:
-        self._store.set_bias(self._index, value)
-
-    @property
-    def running_mean(self) -> Array | None:
-        """A copy of a `BatchNorm`'s running mean (features,), else None; assignable."""
-        pair = self._store.pull_statistics()[self._index]
-        return None if pair is None else pair[0].copy()
-
-    @running_mean.setter
-    def running_mean(self, value: Any) -> None:
-        self._store.set_statistics(self._index, value, self.running_variance)
-
-    @property
-    def running_variance(self) -> Array | None:
-        """A copy of a `BatchNorm`'s running variance (features,), else None; assignable."""
-        pair = self._store.pull_statistics()[self._index]
-        return None if pair is None else pair[1].copy()
-
-    @running_variance.setter
-    def running_variance(self, value: Any) -> None:
-        self._store.set_statistics(self._index, self.running_mean, value)
-
-    def __repr__(self) -> str:
-        return f"Layer({self.spec!r})"
+_NORMS = {"batch": BatchNorm, "layer": LayerNorm}
 
 
 class Sequential:
@@ -110,6 +56,9 @@ class Sequential:
     Each weight and each bias has a random stream of its own, so that two networks of one seed
     that differ only in their biases start from the same weights.
 
+    A `Dense` right before a `BatchNorm` is made without a bias, unless it says bias=True. The first
+    network of a process that this happens to says so, in a line on stderr.
+
     Several Python threads may use one network; their calls of it wait for each other.
 
     Attributes
@@ -128,7 +77,8 @@ class Sequential:
         spec = NetworkSpec.chain(layers, dtype)
         self.seed = secrets.randbits(32) if seed is None else checked_seed(seed)
         self.preprocessing: dict[str, Any] | None = None
-        self._set(ParameterStore(spec, _initial(spec, self.seed)))
+        self._set(ParameterStore(spec, initial.drawn(spec, self.seed)))
+        ELISION.note(layers, spec)
 
     @property
     def spec(self) -> NetworkSpec:
@@ -207,6 +157,59 @@ class Sequential:
         spread = np.square(want - want.mean(axis=0)).sum()
         return float(1 - rest / spread) if spread > 0 else float(rest == 0)
 
+    def set_class_prior(self, y: Any, loss: str | Loss, sample_weight: Any = None) -> None:
+        """Set the output bias so that the first predictions are those frequencies that y has.
+
+        For cross_entropy it is log p_k of class k, for binary_cross_entropy log(p / (1 - p)), for
+        poisson the log of the mean count, else the mean: what a network would learn whose weights
+        are 0. Half a row more is counted of everything, so that what y lacks has a finite bias.
+
+        The first `fit` does it for an output layer with bias_init="class_prior"; call it yourself
+        before the first step of a `Trainer`.
+
+        Parameters
+        ----------
+        y : array_like
+            Targets, as `fit` takes them.
+        loss : str or Loss
+        sample_weight : array_like (n,), optional
+
+        Raises
+        ------
+        SpecError
+            Where the output layer has no bias, or an activation.
+        DataError
+            Where y does not fit the network or the loss.
+        """
+        entry = self._loss(loss)
+        n = len(y) if hasattr(y, "__len__") else 1
+        if not n:
+            raise DataError("y holds no labels: the class prior is their frequencies")
+        targets = as_targets(y, entry.targets, n, self.spec.out_features, self.spec.dtype)
+        weight = None if sample_weight is None else as_weights(sample_weight, len(targets))
+        initial.set_prior(self.parameters, entry, targets, weight)
+
+    def fold(self) -> Sequential:
+        """Return a network for predictions: no BatchNorm and no Dropout, the same outputs.
+
+        Each `BatchNorm` has become part of the weight and bias of a layer beside it, by its running
+        statistics; `fastneuron.folding.folded` says of which. Outputs agree up to the rounding of
+        float32 or float64: the new parameters are computed in float64 and rounded once. This
+        network stays as it is.
+
+        Raises
+        ------
+        DataError
+            Where a folded parameter is too large for the network's dtype.
+        """
+        store = self.parameters
+        with store.lock:
+            layers, values = folded(store.spec.layers, store.pull(), store.pull_statistics())
+            spec = NetworkSpec.chain(layers, store.spec.dtype)
+            made = ParameterStore(spec, values)
+            made.loss, made.epochs = store.loss, store.epochs
+        return _network(made, self.seed, copy.deepcopy(self.preprocessing))
+
     def save(
         self, path: str | os.PathLike[str], preprocessing: dict[str, Any] | None = None
     ) -> None:
@@ -229,33 +232,7 @@ class Sequential:
 
     def summary(self) -> str:
         """Return a table of the layers: shapes, parameters, and how many of them are biases."""
-        rows = [("layer", "kind", "shape", "activation", "weights", "biases")]
-        for i, layer in enumerate(self.spec.layers):
-            rows.append(
-                (
-                    str(i),
-                    layer.kind,
-                    f"{layer.in_features} -> {layer.out_features}",
-                    layer.activation,
-                    f"{layer.n_weights:,}",
-                    f"{layer.n_parameters - layer.n_weights:,}" if layer.bias else "none",
-                )
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 4 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
-        total = self.spec.n_parameters
-        biases = sum(layer.out_features or 0 for layer in self.spec.layers if layer.bias)
-        lines.append(
-            f"{total:,} parameters ({self.spec.dtype}), {biases:,} of them biases "
-            f"({100 * biases / total:.2g} %)"
-        )
-        return "\n".join(lines)
+        return summary(self.spec)
 
     def __repr__(self) -> str:
         return f"Sequential\n{self.summary()}"
@@ -309,11 +286,13 @@ def mlp(
     sizes: Sequence[int],
     activation: str = "relu",
     output_activation: str = "identity",
-    bias: bool = True,
+    bias: bool | str = "auto",
     dtype: Any = "float32",
     seed: int | None = None,
     weight_init: str = "auto",
     bias_init: str = "zeros",
+    norm: str | None = None,
+    dropout: float = 0.0,
 ) -> Sequential:
     """Return a multi-layer perceptron of the widths `sizes`, from the input to the output.
 
@@ -323,61 +302,49 @@ def mlp(
         At least two: ``[784, 512, 10]`` has one hidden layer of 512 neurons.
     activation, output_activation : str
         Of the hidden layers, and of the last. Losses on logits want the output "identity".
-    bias : bool
-        Whether every layer has a bias, or none.
+    bias : bool or "auto"
+        Whether every dense layer has a bias, or none; "auto" leaves out those that a `BatchNorm`
+        after them would take away.
     dtype, seed
         See `Sequential`.
     weight_init, bias_init
-        See `Dense`.
+        See `Dense`. With bias_init="class_prior" the hidden layers' biases start at zero.
+    norm : {None, "batch", "layer"}
+        What stands after each hidden `Dense`, with the activation after it.
+    dropout : float
+        Rate of the `Dropout` after each hidden activation; 0 for none.
     """
     if isinstance(sizes, (str, bytes)) or not isinstance(sizes, Iterable):
         raise SpecError(f"sizes must be a list of widths such as [784, 512, 10], got {sizes!r}")
     widths = list(sizes)
     if len(widths) < 2:
         raise SpecError(f"sizes needs an input and an output width at least, got {widths!r}")
-    last = len(widths) - 2
-    layers = [
-        Dense(
-            widths[i],
-            widths[i + 1],
-            output_activation if i == last else activation,
-            bias,
-            weight_init,
-            bias_init,
-        )
-        for i in range(last + 1)
-    ]
+    if norm is not None and norm not in _NORMS:
+        raise SpecError(f"norm must be None, 'batch' or 'layer', got {norm!r}")
+    rate = checked_number("mlp", "dropout", dropout, 0, 1, open_high=True)
+    hidden_init = "zeros" if BIAS_INITIALIZERS[bias_init].from_labels else bias_init
+    layers: list[Description] = []
+    for i, width in enumerate(widths[1:-1]):
+        first = "identity" if norm else activation
+        layers.append(Dense(widths[i], width, first, bias, weight_init, hidden_init))
+        if norm:
+            layers.append(_NORMS[norm](activation=activation))
+        if rate:
+            layers.append(Dropout(rate))
+    layers.append(Dense(widths[-2], widths[-1], output_activation, bias, weight_init, bias_init))
     return Sequential(*layers, dtype=dtype, seed=seed)
 
 
 def load(path: str | os.PathLike[str]) -> Sequential:
     """Return the network in a model file; see `fastneuron.files.load` for the errors."""
     model = files.load(path)
-    net = Sequential.__new__(Sequential)
     store = ParameterStore(model.spec, model.parameters, model.statistics)
     store.loss = model.loss
-    net.__setstate__({"parameters": store, "seed": 0, "preprocessing": model.preprocessing})
+    return _network(store, 0, model.preprocessing)
+
+
+def _network(store: ParameterStore, seed: int, preprocessing: dict[str, Any] | None) -> Sequential:
+    """Return a network of parameters that exist already."""
+    net = Sequential.__new__(Sequential)
+    net.__setstate__({"parameters": store, "seed": seed, "preprocessing": preprocessing})
     return net
-
-
-def _initial(spec: NetworkSpec, seed: int) -> Parameters:
-    """Draw the parameters; key (0, layer, 0) is a weight's stream, (0, layer, 1) a bias's."""
-
-    def stream(layer: int, which: int) -> np.random.Generator:
-        key = np.random.SeedSequence(seed, spawn_key=(0, layer, which))
-        return np.random.Generator(np.random.PCG64(key))
-
-    def cast(array: NDArray[np.float64]) -> Array:
-        return array.astype(spec.dtype)
-
-    parameters: Parameters = []
-    for i, layer in enumerate(spec.layers):
-        if not isinstance(layer, Dense):
-            beta = np.zeros(layer.out_features, spec.dtype) if layer.bias else None
-            parameters.append((np.ones(layer.weight_shape, spec.dtype), beta))
-            continue
-        fan = (layer.in_features or 0, layer.out_features or 0, layer.activation)
-        weight = cast(WEIGHT_INITIALIZERS[layer.weight_init].draw(stream(i, 0), *fan))
-        bias = cast(BIAS_INITIALIZERS[layer.bias_init].draw(stream(i, 1), *fan))
-        parameters.append((weight, bias if layer.bias else None))
-    return parameters

@@ -8,13 +8,14 @@ trainer that goes on alone pays one comparison, and reading a weight is always u
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from threading import RLock
 from typing import Any, TypeVar
 
 import numpy as np
 
 from fastneuron.arrays import as_rows
-from fastneuron.errors import DataError
+from fastneuron.errors import DataError, SpecError
 from fastneuron.interrupts import HeldInterrupts
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics
 from fastneuron.spec import NetworkSpec, bias_is_redundant
@@ -32,6 +33,7 @@ class ParameterStore:
     Parameters
     ----------
     spec : NetworkSpec
+        As an attribute it follows `set_trainable`: engines keep the one that they were made with.
     parameters : list of (weight, bias (out,) or None)
         Copied, after a check of every shape.
     statistics : list of (running mean (out,), running variance (out,)) or None, optional
@@ -135,6 +137,16 @@ class ParameterStore:
             arrays[layer] = (arrays[layer][0], checked)
             self._arrays = arrays
             self.version += 1
+
+    def set_trainable(self, layer: int, trainable: Any) -> None:
+        """Set what steps change of one layer, for the engines to come."""
+        with self.lock:
+            layers = list(self.spec.layers)
+            if not layers[layer].has_parameters:
+                name = type(layers[layer]).__name__
+                raise SpecError(f"layers[{layer}]: a {name} layer has nothing to train")
+            layers[layer] = replace(layers[layer], trainable=trainable)  # type: ignore[type-var]
+            self.spec = replace(self.spec, layers=tuple(layers))
 
     def _checked_weight(self, layer: int, weight: Any) -> Array:
         spec = self.spec.layers[layer]

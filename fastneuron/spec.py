@@ -10,6 +10,7 @@ import numpy as np
 
 from fastneuron import layers as descriptions
 from fastneuron.errors import SpecError
+from fastneuron.initializers import BIAS_INITIALIZERS
 from fastneuron.layers import BatchNorm, Dense, Layer
 
 DTYPES = ("float32", "float64")
@@ -32,8 +33,8 @@ class NetworkSpec:
         Raises
         ------
         SpecError
-            Where there is no layer, the first has no in_features, two neighbours' sizes differ, or
-            the dtype is not float32 or float64.
+            Where there is no layer, the first has no in_features, two neighbours' sizes differ, the
+            dtype is not float32 or float64, or a bias cannot be what its layer says.
         """
         try:
             # np.dtype(None) would be float64.
@@ -66,8 +67,8 @@ class NetworkSpec:
         if not chained:
             raise SpecError("a network needs at least one layer")
         for i, layer in enumerate(chained):
-            if isinstance(layer, Dense) and layer.bias == "auto":
-                chained[i] = replace(layer, bias=not bias_is_redundant(chained, i))
+            if isinstance(layer, Dense):
+                chained[i] = _with_bias_decided(layer, chained, i)
         return cls(tuple(chained), name)
 
     @property
@@ -153,3 +154,27 @@ def bias_is_redundant(layers: Sequence[Layer], index: int) -> bool:
         and layer.activation == "identity"
         and any(isinstance(each, BatchNorm) and each.uses_batch for each in after)
     )
+
+
+def _with_bias_decided(layer: Dense, layers: Sequence[Layer], index: int) -> Dense:
+    """Return layer `index` with bias=True or False; what cannot be is a SpecError."""
+    if layer.bias == "auto":
+        bias = not bias_is_redundant(layers, index)
+        if layer.trainable == "bias" and not bias:
+            raise SpecError(
+                f"layer {index}: trainable='bias', but the BatchNorm after it takes every bias "
+                "away, so it has none; train that layer's, or keep this one: Dense(..., bias=True)"
+            )
+        layer = replace(layer, bias=bias)
+    if BIAS_INITIALIZERS[layer.bias_init].from_labels:
+        what = f"layer {index}: bias_init={layer.bias_init!r}"
+        if index + 1 < len(layers):
+            raise SpecError(f"{what} is for the output layer, the last one; layer {index} is not")
+        if not layer.bias:
+            raise SpecError(f"{what}, but it has bias=False")
+        if layer.activation != "identity":
+            raise SpecError(
+                f"{what} needs activation='identity', since losses of classes want logits; "
+                f"got {layer.activation!r}"
+            )
+    return layer

@@ -37,7 +37,7 @@ def draw(table, name, seed=0, activation="relu", fan_in=FAN_IN, fan_out=FAN_OUT)
 
 def test_the_tables_are_complete():
     assert list(WEIGHT_INITIALIZERS) == ["auto", *VARIANCES]
-    assert list(BIAS_INITIALIZERS) == ["zeros", "uniform", "normal"]
+    assert list(BIAS_INITIALIZERS) == ["zeros", "uniform", "normal", "class_prior"]
     for table in (WEIGHT_INITIALIZERS, BIAS_INITIALIZERS):
         for name, entry in table.items():
             assert entry.name == name
@@ -90,7 +90,7 @@ def test_auto_follows_the_activation(activation, name):
 def test_biases(name):
     b = draw(BIAS_INITIALIZERS, name, fan_in=25, fan_out=20_000)
     assert (b.dtype, b.shape) == (np.float64, (20_000,))
-    want = {"zeros": 0, "uniform": 0.2**2 / 3, "normal": 0.01**2}[name]
+    want = {"uniform": 0.2**2 / 3, "normal": 0.01**2}.get(name, 0)
     np.testing.assert_allclose(b.var(), want, rtol=0.05)
     if name == "uniform":
         assert np.abs(b).max() <= 0.2
@@ -103,7 +103,7 @@ def test_biases(name):
 def test_draws_are_reproducible(table, name):
     first, again, other = (draw(table, name, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
-    assert (first == other).all() == (name == "zeros")
+    assert (first == other).all() == (name in ("zeros", "class_prior"))
 
 
 def test_zeros_take_nothing_from_the_generator():
