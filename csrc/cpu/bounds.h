@@ -46,6 +46,25 @@ static double largest_of_team(const TrainingStep *s, int64_t index, int kind)
     return number_of(found);
 }
 
+/* A bound of the sum of squares of a layer's weight gradient.
+
+   Of a normalisation the inputs are at most sqrt(n) in size, n being what its variance is over. */
+static double squares_of_weights(const TrainingStep *s, const int64_t *layer, double most_a,
+                                 double most_d)
+{
+    const double inputs = (double)layer[AT_INPUTS], outputs = (double)layer[AT_OUTPUTS];
+    switch (layer[AT_KIND]) {
+    case AT_DENSE:
+        return inputs * outputs * (most_a * most_d) * (most_a * most_d);
+    case AT_BATCH_NORM:
+        return outputs * (double)s->batch * (most_d * most_d);
+    case AT_LAYER_NORM:
+        return outputs * inputs * (most_d * most_d);
+    default:
+        return 0;
+    }
+}
+
 /* Whether loss, gradient and the gradient's squared norm must all be finite.
 
    The bound is computed in double, where it cannot round down by more than 1e-13; half the range is
@@ -57,11 +76,10 @@ static bool certainly_finite(const TrainingStep *s)
     double squared = 0;
     for (int64_t index = 0; index < s->head[AT_N_LAYERS]; index++) {
         const int64_t *layer = layer_of(s, index);
-        const double inputs = (double)layer[AT_INPUTS], outputs = (double)layer[AT_OUTPUTS];
         const double most_a = largest_of_team(s, index, OF_INPUT);
         const double most_d = batch * largest_of_team(s, index, OF_DELTA);
-        squared += inputs * outputs * (most_a * most_d) * (most_a * most_d);
-        squared += outputs * most_d * most_d;
+        squared += squares_of_weights(s, layer, most_a, most_d);
+        squared += (double)layer[AT_OUTPUTS] * most_d * most_d;
     }
     double loss = 0;
     if (s->stages & STAGES_LOSS)

@@ -3,15 +3,20 @@
    A thread takes blocks of rows through all layers. Where a thread's rows would be few and the
    weights many, it takes panels of columns instead, a layer at a time for all rows: its panels are
    those that it updates in phase B, so that half of the weights no longer come from the other
-   thread's cache. Both give the same bits. */
+   thread's cache. Both give the same bits.
+
+   At a batch normalisation rows meet: the pass by rows is cut there, and panels are dealt out. */
 
 #ifndef FN_PASSES_H
 #define FN_PASSES_H
 
 #include "bounds.h"
 #include "context.h"
+#include "dropout.h"
 #include "few.h"
 #include "gather.h"
+#include "norms.h"
+#include "row_norms.h"
 #include "rows.h"
 #include "slim_block.h"
 #include "sync.h"
@@ -42,19 +47,52 @@ static void gather_part(const TrainingStep *s, int64_t first, int64_t n_rows)
                     entry(s->most, 0, OF_INPUT));
 }
 
-/* Take some rows forward through some output panels of a layer. */
+/* What decides which numbers of a layer are dropped in this step. */
+static Draw draw_for(const TrainingStep *s, int64_t index)
+{
+    const int64_t *layer = layer_of(s, index);
+    return draw_of_layer((uint32_t)s->scalars[OPTIMIZERS_KEY_LOW],
+                         (uint32_t)s->scalars[OPTIMIZERS_KEY_HIGH], index, layer[AT_DROPPED],
+                         s->arena[layer[AT_NUMBERS] + AT_KEPT_SCALE]);
+}
+
+/* Take some rows forward through some panels of a layer: of a layer normalisation through all, of
+   a batch normalisation all rows. */
 static void forward_part(const TrainingStep *s, int64_t index, int64_t first_panel,
                          int64_t end_panel, int64_t first, int64_t n_rows)
 {
-    const int64_t *layer = layer_of(s, index), offset = first * PANEL;
+    const int64_t *layer = layer_of(s, index), offset = first * PANEL, stride = panel_stride(s);
     const bool inside = index + 1 < s->head[AT_N_LAYERS];
     real *most = inside ? entry(s->most, index + 1, OF_INPUT) : NULL;
-    if (is_slim(s, layer))
-        slim_layer_forward(s, index, first, n_rows, most);
-    else
-        layer_forward(s->arena, s->head, layer, first_panel, end_panel,
-                      s->arena + layer[AT_IN_ROWS] + offset, s->arena + layer[AT_PRE_ROWS] + offset,
-                      s->arena + layer[AT_OUT_ROWS] + offset, panel_stride(s), n_rows, most);
+    const real *x = s->arena + layer[AT_IN_ROWS] + offset;
+    real *pre = s->arena + layer[AT_PRE_ROWS] + offset;
+    real *out = s->arena + layer[AT_OUT_ROWS] + offset;
+    switch (layer[AT_KIND]) {
+    case AT_DENSE:
+        if (is_slim(s, layer))
+            slim_layer_forward(s, index, first, n_rows, most);
+        else
+            layer_forward(s->arena, s->head, layer, first_panel, end_panel, x, pre, out, stride,
+                          n_rows, most);
+        break;
+    case AT_BATCH_NORM:
+        for (int64_t q = first_panel; q < end_panel; q++)
+            batch_norm_forward(s->arena, s->head, layer, q, stride, s->batch, most);
+        break;
+    case AT_LAYER_NORM:
+        layer_norm_forward(s->arena, s->head, layer, x, pre, out, stride, n_rows,
+                           s->arena + layer[AT_KEPT] + first, most);
+        break;
+    case AT_FROZEN_NORM:
+        running_norm_forward(s->arena, s->head, layer, first_panel, end_panel, x, pre, out, stride,
+                             n_rows, most);
+        break;
+    case AT_DROPOUT: {
+        const Draw draws = draw_for(s, index);
+        dropout(&draws, first_panel, end_panel, x, out, stride, first, n_rows, ACTIVATION_IDENTITY,
+                x, most);
+    }
+    }
 }
 
 /* Turn some rows' outputs into loss and dL/dz of the last layer. */
@@ -80,7 +118,8 @@ static void loss_part(const TrainingStep *s, int64_t first, int64_t n_rows)
         gate_output(s->arena, last, stride, first, n_rows, entry(s->most, index, OF_DELTA));
 }
 
-/* Take some rows' deltas back through some input panels of a layer. */
+/* Take some rows' deltas back through some input panels of a layer: of a layer normalisation
+   through all, of a batch normalisation all rows. */
 static void backward_part(const TrainingStep *s, int64_t index, int64_t first_panel,
                           int64_t end_panel, int64_t first, int64_t n_rows)
 {
@@ -88,8 +127,9 @@ static void backward_part(const TrainingStep *s, int64_t index, int64_t first_pa
     const int64_t *before = index > 0 ? layer_of(s, index - 1) : NULL;
     real *most = before ? entry(s->most, index - 1, OF_DELTA) : NULL;
     if (is_slim(s, layer)) {
-        slim_layer_backward(s, index, first, n_rows, before || s->stages & STAGES_INPUT_DELTA);
-        if (before && !before[AT_SLIM])
+        const bool further = index >= s->head[AT_BACK_TO] || s->stages & STAGES_INPUT_DELTA;
+        slim_layer_backward(s, index, first, n_rows, further);
+        if (further && before && !before[AT_SLIM])
             gate_output(s->arena, before, stride, first, n_rows, most);
         return;
     }
@@ -100,18 +140,43 @@ static void backward_part(const TrainingStep *s, int64_t index, int64_t first_pa
         code = before[AT_ACTIVATION];
         saved = before[AT_SAVED_ROWS];
     }
-    if (s->few)
-        few_rows_backward(s->arena, s->head, layer, first_panel, end_panel, stride, first, n_rows,
-                          code, saved, most);
-    else
-        layer_backward(s->arena, s->head, layer, first_panel, end_panel, stride, first, n_rows,
-                       code, saved, most);
+    switch (layer[AT_KIND]) {
+    case AT_DENSE:
+        if (s->few)
+            few_rows_backward(s->arena, s->head, layer, first_panel, end_panel, stride, first,
+                              n_rows, code, saved, most);
+        else
+            layer_backward(s->arena, s->head, layer, first_panel, end_panel, stride, first, n_rows,
+                           code, saved, most);
+        break;
+    case AT_BATCH_NORM:
+        for (int64_t q = first_panel; q < end_panel; q++)
+            batch_norm_backward(s->arena, s->head, layer, q, stride, s->batch, code, saved, most);
+        break;
+    case AT_LAYER_NORM:
+        layer_norm_backward(s->arena, s->head, layer, stride, first, n_rows, code, saved, most);
+        break;
+    case AT_FROZEN_NORM:
+        running_norm_backward(s->arena, s->head, layer, first_panel, end_panel, stride, first,
+                              n_rows, code, saved, most);
+        break;
+    case AT_DROPOUT: {
+        const Draw draws = draw_for(s, index);
+        real *d = s->arena + layer[AT_OUT_DELTA] + first * PANEL;
+        dropout(&draws, first_panel, end_panel, d, d, stride, first, n_rows, code,
+                s->arena + saved + first * PANEL, most);
+    }
+    }
 }
 
-/* The first layer that deltas go back through: slim layers gate their own, the first one too. */
+/* The first layer that deltas go back through. The first that is trained need not be one, but a
+   slim layer gates its own. */
 static int64_t final_layer(const TrainingStep *s)
 {
-    return s->stages & STAGES_INPUT_DELTA || is_slim(s, layer_of(s, 0)) ? 0 : 1;
+    const int64_t back_to = s->head[AT_BACK_TO];
+    if (s->stages & STAGES_INPUT_DELTA)
+        return 0;
+    return back_to > 0 && is_slim(s, layer_of(s, back_to - 1)) ? back_to - 1 : back_to;
 }
 
 /* Rows that a thread takes through phase A at a time. */
@@ -131,35 +196,119 @@ static int64_t blocks_of(const TrainingStep *s, int64_t block)
     return s->batch <= block ? 1 : (s->batch + block - 1) / block;
 }
 
-/* Take one block of rows through all of phase A. */
-static void pass_of_rows(const TrainingStep *s, int64_t first, int64_t n_rows)
-{
-    if (s->stages & STAGES_FORWARD) {
-        gather_part(s, first, n_rows);
-        for (int64_t index = 0; index < s->head[AT_N_LAYERS]; index++)
-            forward_part(s, index, 0, panels(layer_of(s, index)[AT_OUTPUTS]), first, n_rows);
-    }
-    loss_part(s, first, n_rows);
-    if (s->stages & STAGES_BACKWARD)
-        for (int64_t index = s->head[AT_N_LAYERS] - 1; index >= final_layer(s); index--)
-            backward_part(s, index, 0, panels(layer_of(s, index)[AT_INPUTS]), first, n_rows);
-}
-
 INLINE int64_t draw_of(const TrainingStep *s, int64_t total)
 {
     return draw(s->words, s->tid, s->n_threads, total);
 }
 
-static bool phase_a_by_rows(const TrainingStep *s)
+INLINE int64_t panels_of(const TrainingStep *s, int64_t index, int column)
+{
+    return panels(layer_of(s, index)[column]);
+}
+
+/* The first batch normalisation from layer `index` on, or the number of layers. */
+static int64_t cut_from(const TrainingStep *s, int64_t index)
+{
+    while (index < s->head[AT_N_LAYERS] && layer_of(s, index)[AT_KIND] != AT_BATCH_NORM)
+        index++;
+    return index;
+}
+
+/* The last batch normalisation before layer `index`, or -1. */
+static int64_t cut_before(const TrainingStep *s, int64_t index)
+{
+    do
+        index--;
+    while (index >= 0 && layer_of(s, index)[AT_KIND] != AT_BATCH_NORM);
+    return index;
+}
+
+/* Take blocks of rows forward through the layers from `first` up to `end`, and where that is all,
+   meet the loss and go back as far as layer `last`. */
+static void rows_forward(const TrainingStep *s, int64_t first, int64_t end, int64_t last)
+{
+    const int64_t block = block_rows(s), blocks = blocks_of(s, block);
+    int64_t ticket;
+    while ((ticket = draw_of(s, blocks)) < blocks) {
+        const int64_t row = ticket * block, n_rows = least(block, s->batch - row);
+        if (s->stages & STAGES_FORWARD) {
+            if (first == 0)
+                gather_part(s, row, n_rows);
+            for (int64_t index = first; index < end; index++)
+                forward_part(s, index, 0, panels_of(s, index, AT_OUTPUTS), row, n_rows);
+        }
+        if (end < s->head[AT_N_LAYERS])
+            continue;
+        loss_part(s, row, n_rows);
+        if (s->stages & STAGES_BACKWARD)
+            for (int64_t index = end - 1; index >= last; index--)
+                backward_part(s, index, 0, panels_of(s, index, AT_INPUTS), row, n_rows);
+    }
+}
+
+/* Take blocks of rows back through the layers from `index` down to `last`. */
+static void rows_backward(const TrainingStep *s, int64_t index, int64_t last)
 {
     const int64_t block = block_rows(s), blocks = blocks_of(s, block);
     int64_t ticket;
     while ((ticket = draw_of(s, blocks)) < blocks)
-        pass_of_rows(s, ticket * block, least(block, s->batch - ticket * block));
+        for (int64_t i = index; i >= last; i--)
+            backward_part(s, i, 0, panels_of(s, i, AT_INPUTS), ticket * block,
+                          least(block, s->batch - ticket * block));
+}
+
+/* Take all rows forward, or back, through a layer, its panels dealt out. */
+static void panels_forward(const TrainingStep *s, int64_t index)
+{
+    const int64_t count = panels_of(s, index, AT_OUTPUTS);
+    int64_t ticket;
+    while ((ticket = draw_of(s, count)) < count)
+        forward_part(s, index, ticket, ticket + 1, 0, s->batch);
+}
+static void panels_backward(const TrainingStep *s, int64_t index)
+{
+    const int64_t count = panels_of(s, index, AT_INPUTS);
+    int64_t ticket;
+    while ((ticket = draw_of(s, count)) < count)
+        backward_part(s, index, ticket, ticket + 1, 0, s->batch);
+}
+
+/* Rows go through the layers between batch normalisations, and the team meets before and after
+   each of those. */
+static bool phase_a_by_rows(const TrainingStep *s)
+{
+    const int64_t n_layers = s->head[AT_N_LAYERS], final = final_layer(s);
+    int64_t first = 0;
+    if (s->stages & STAGES_FORWARD)
+        for (int64_t cut; (cut = cut_from(s, first)) < n_layers; first = cut + 1) {
+            if (cut > first || first == 0) {
+                rows_forward(s, first, cut, cut);
+                if (!barrier(s->words, s->n_threads))
+                    return false;
+            }
+            panels_forward(s, cut);
+            if (!barrier(s->words, s->n_threads))
+                return false;
+        }
+    int64_t cut = cut_before(s, n_layers);
+    rows_forward(s, cut + 1, n_layers, most_of(cut + 1, final));
+    if (s->stages & STAGES_BACKWARD)
+        for (; cut >= final; cut = cut_before(s, cut)) {
+            if (!barrier(s->words, s->n_threads))
+                return false;
+            panels_backward(s, cut);
+            const int64_t last = most_of(cut_before(s, cut) + 1, final);
+            if (cut <= last)
+                continue;
+            if (!barrier(s->words, s->n_threads))
+                return false;
+            rows_backward(s, cut - 1, last);
+        }
     return true;
 }
 
-/* Gather, each layer forward, loss, each layer back, and the team meets after each. */
+/* Gather, each layer forward, loss, each layer back, and the team meets after each. A layer
+   normalisation takes blocks of rows, as the loss does. */
 static bool phase_a_by_columns(const TrainingStep *s)
 {
     const int64_t block = block_rows(s), blocks = blocks_of(s, block);
@@ -171,9 +320,12 @@ static bool phase_a_by_columns(const TrainingStep *s)
         if (!barrier(s->words, s->n_threads))
             return false;
         for (int64_t index = 0; index < n_layers; index++) {
-            const int64_t count = panels(layer_of(s, index)[AT_OUTPUTS]);
-            while ((ticket = draw_of(s, count)) < count)
-                forward_part(s, index, ticket, ticket + 1, 0, s->batch);
+            if (layer_of(s, index)[AT_KIND] != AT_LAYER_NORM)
+                panels_forward(s, index);
+            else
+                while ((ticket = draw_of(s, blocks)) < blocks)
+                    forward_part(s, index, 0, panels_of(s, index, AT_OUTPUTS), ticket * block,
+                                 least(block, s->batch - ticket * block));
             if (!barrier(s->words, s->n_threads))
                 return false;
         }
@@ -182,11 +334,12 @@ static bool phase_a_by_columns(const TrainingStep *s)
         loss_part(s, ticket * block, least(block, s->batch - ticket * block));
     if (s->stages & STAGES_BACKWARD)
         for (int64_t index = n_layers - 1; index >= final_layer(s); index--) {
-            const int64_t count = panels(layer_of(s, index)[AT_INPUTS]);
             if (!barrier(s->words, s->n_threads))
                 return false;
-            while ((ticket = draw_of(s, count)) < count)
-                backward_part(s, index, ticket, ticket + 1, 0, s->batch);
+            if (layer_of(s, index)[AT_KIND] != AT_LAYER_NORM)
+                panels_backward(s, index);
+            else
+                rows_backward(s, index, index);
         }
     return true;
 }

@@ -12,6 +12,43 @@
 #include "products.h"
 #include "softmax.h"
 
+/* Whether an activation and its gate are done while values are in registers, or in a visit of their
+   own. */
+INLINE bool is_in_passing(int64_t code)
+{
+    return code == ACTIVATION_RELU || code == ACTIVATION_IDENTITY;
+}
+
+/* Calls each(code, ...) with the activation as a constant where it is done in passing, and with the
+   identity where it follows in a visit of its own. */
+#define FN_IN_PASSING(code, each, ...)                                                             \
+    do {                                                                                           \
+        if ((code) == ACTIVATION_RELU)                                                             \
+            each(ACTIVATION_RELU, __VA_ARGS__);                                                    \
+        else                                                                                       \
+            each(ACTIVATION_IDENTITY, __VA_ARGS__);                                                \
+    } while (0)
+
+/* Apply f to a run of whole panel rows from `pre` to `out`, which may be the same, and note the
+   largest |f| of each lane, unless `most` is NULL. */
+static void activate_run(int64_t code, const real *pre, real *out, int64_t size, real *most)
+{
+    if (pre != out)
+        copy(out, pre, size);
+    activate(code, out, size);
+    if (most)
+        note_run(most, out, size);
+}
+
+/* Gate a run of deltas in place, and note the largest. */
+static void gate_run(int64_t code, real *delta, const real *saved, int64_t size, real *most)
+{
+    if (code != ACTIVATION_IDENTITY)
+        gate(code, delta, saved, size);
+    if (most)
+        note_run(most, delta, size);
+}
+
 /* Compute f(x W + b) of a block of rows, of the output panels from `first_panel` up to `end_panel`;
    z stays at `pre` where that is not `out`. `most` is where the largest |output| of each lane is
    noted, or NULL. */
@@ -21,7 +58,7 @@ static void layer_forward(real *arena, const int64_t *head, const int64_t *layer
 {
     const int64_t inputs = layer[AT_INPUTS], outputs = layer[AT_OUTPUTS];
     const int64_t code = layer[AT_ACTIVATION];
-    const bool in_tile = code == ACTIVATION_RELU || code == ACTIVATION_IDENTITY;
+    const bool in_tile = is_in_passing(code);
     const real *weight = arena + head[AT_PARAMETERS] + layer[AT_WEIGHT];
     const real *bias = arena + layer[AT_START];
     const int64_t bias_panel = layer[AT_BIAS] >= 0 ? PANEL : 0;
@@ -40,18 +77,10 @@ static void layer_forward(real *arena, const int64_t *head, const int64_t *layer
                            weight + (q * inputs + k) * PANEL, inputs * PANEL, depth, n_rows, pre,
                            last && in_tile ? most : NULL, ahead_step);
             q += count;
-            if (!last || (pre == out && in_tile))
+            if (!last || in_tile)
                 continue;
-            const int64_t size = n_rows * PANEL;
-            for (int64_t place = here; place < q * stride; place += stride) {
-                if (pre != out)
-                    copy(out + place, pre + place, size);
-                if (!in_tile) {
-                    activate(code, out + place, size);
-                    if (most)
-                        note_run(most, out + place, size);
-                }
-            }
+            for (int64_t place = here; place < q * stride; place += stride)
+                activate_run(code, pre + place, out + place, n_rows * PANEL, most);
         }
     }
 }
@@ -63,11 +92,8 @@ static void gate_output(real *arena, const int64_t *layer, int64_t stride, int64
     const int64_t code = layer[AT_ACTIVATION], size = n_rows * PANEL;
     for (int64_t q = 0; q < panels(layer[AT_OUTPUTS]); q++) {
         const int64_t here = q * stride + first * PANEL;
-        real *delta = arena + layer[AT_OUT_DELTA] + here;
-        if (code != ACTIVATION_IDENTITY)
-            gate(code, delta, arena + layer[AT_SAVED_ROWS] + here, size);
-        if (most)
-            note_run(most, delta, size);
+        gate_run(code, arena + layer[AT_OUT_DELTA] + here, arena + layer[AT_SAVED_ROWS] + here,
+                 size, most);
     }
 }
 
@@ -81,7 +107,7 @@ static void layer_backward(real *arena, const int64_t *head, const int64_t *laye
 {
     const int64_t inputs = layer[AT_INPUTS], outputs = layer[AT_OUTPUTS];
     const int64_t offset = first * PANEL;
-    const bool in_tile = code == ACTIVATION_RELU || code == ACTIVATION_IDENTITY;
+    const bool in_tile = is_in_passing(code);
     const real *delta = arena + layer[AT_OUT_DELTA] + offset;
     const real *weight = arena + layer[AT_TRANSPOSED];
     const int64_t chunk = chunk_depth(outputs, n_rows);
@@ -102,13 +128,9 @@ static void layer_backward(real *arena, const int64_t *head, const int64_t *laye
             p += count;
             if (!last || in_tile)
                 continue;
-            const int64_t size = n_rows * PANEL;
-            for (int64_t place = here; place < p * stride + offset; place += stride) {
-                target = arena + layer[AT_IN_DELTA] + place;
-                gate(code, target, arena + saved + place, size);
-                if (most)
-                    note_run(most, target, size);
-            }
+            for (int64_t place = here; place < p * stride + offset; place += stride)
+                gate_run(code, arena + layer[AT_IN_DELTA] + place, arena + saved + place,
+                         n_rows * PANEL, most);
         }
     }
 }

@@ -224,6 +224,15 @@ static void slim_backward(real *arena, const int64_t *head, const int64_t *layer
                  layer[AT_INPUTS], n_rows);
 }
 
+/* db of a layer, in a panel row with zeros beside. */
+static void slim_bias_gradient(const real *arena, const int64_t *head, const int64_t *layer,
+                               int64_t batch, real *out)
+{
+    clear(out, PANEL);
+    for (int64_t c = 0; c < layer[AT_OUTPUTS]; c++)
+        out[c] = dot(NULL, arena + layer[AT_SLIM_OUT_DELTA] + c * head[AT_SLIM_STRIDE], batch, true);
+}
+
 /* dW of a layer, and db where `bias_out`, in panel rows with zeros beside. */
 static void slim_gradient(const real *arena, const int64_t *head, const int64_t *layer,
                           int64_t batch, real *out, real *bias_out)
@@ -231,13 +240,11 @@ static void slim_gradient(const real *arena, const int64_t *head, const int64_t 
     const int64_t stride = head[AT_SLIM_STRIDE], inputs = layer[AT_INPUTS];
     clear(out, inputs * PANEL);
     if (bias_out)
-        clear(bias_out, PANEL);
+        slim_bias_gradient(arena, head, layer, batch, bias_out);
     for (int64_t c = 0; c < layer[AT_OUTPUTS]; c++) {
         const real *d = arena + layer[AT_SLIM_OUT_DELTA] + c * stride;
         for (int64_t i = 0; i < inputs; i++)
             out[i * PANEL + c] = dot(arena + layer[AT_SLIM_IN] + i * stride, d, batch, false);
-        if (bias_out)
-            bias_out[c] = dot(NULL, d, batch, true);
     }
 }
 

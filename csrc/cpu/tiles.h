@@ -1,13 +1,16 @@
 /* Phase B: gradient and update of the parameters, one tile of a weight panel at a time.
 
-   A tile is the square of one input panel and one output panel. Its gradient sums over the rows of
+   A tile of a dense layer is the square of one input panel and one output panel. Its gradient sums over the rows of
    the batch in ascending order; the bias gradient is one more accumulator row of the first input
-   tile, whose input is always 1, fed by loads that happen anyway. */
+   tile, whose input is always 1, fed by loads that happen anyway. The other kinds of tiles are one panel of
+   weights and biases, a row each. */
 
 #ifndef FN_TILES_H
 #define FN_TILES_H
 
 #include "context.h"
+#include "norms.h"
+#include "row_norms.h"
 #include "slim.h"
 #include "sums.h"
 #include "tile.h"
@@ -78,6 +81,36 @@ static void gradient(const TrainingStep *s, const int64_t *tile, real *out, real
     }
 }
 
+/* Number of a tile's output panel, where it has one row of weights. */
+INLINE int64_t panel_of(const TrainingStep *s, const int64_t *tile)
+{
+    return (tile[AT_TILE_WEIGHT] - layer_of(s, tile[AT_TILE_LAYER])[AT_WEIGHT]) / PANEL;
+}
+
+/* Gradient of a tile of one row of weights and one of biases, of which either may be NULL. */
+static void row_gradient(const TrainingStep *s, const int64_t *tile, real *out, real *bias_out)
+{
+    const int64_t *layer = layer_of(s, tile[AT_TILE_LAYER]);
+    const real *d = s->arena + tile[AT_TILE_B];
+    switch (tile[AT_TILE_KIND]) {
+    case AT_BATCH_NORM: /* phase A had to have it */
+        if (out)
+            copy(out, kept_of(s->arena, layer, KEPT_DWEIGHT, panel_of(s, tile)), PANEL);
+        if (bias_out)
+            copy(bias_out, kept_of(s->arena, layer, KEPT_DBIAS, panel_of(s, tile)), PANEL);
+        break;
+    case AT_LAYER_NORM:
+        layer_norm_gradient(s->arena, s->head, layer, s->arena + tile[AT_TILE_A], d,
+                            tile[AT_TILE_OUTPUTS], s->batch, out, bias_out);
+        break;
+    default: /* of a dense layer whose weights are not trained */
+        if (is_slim(s, layer))
+            slim_bias_gradient(s->arena, s->head, layer, s->batch, bias_out);
+        else
+            bias_gradient(d, s->batch, bias_out);
+    }
+}
+
 /* Gradient of one tile, to the gradient region; its sum of squares beside it. */
 static void tile_gradient(const TrainingStep *s, int64_t ticket)
 {
@@ -85,14 +118,19 @@ static void tile_gradient(const TrainingStep *s, int64_t ticket)
     const bool with_bias = tile[AT_TILE_BIAS] >= 0;
     real *out = region(s, AT_GRADIENT) + tile[AT_TILE_WEIGHT];
     real *bias_out = with_bias ? region(s, AT_GRADIENT) + tile[AT_TILE_BIAS] : NULL;
-    gradient(s, tile, out, bias_out, NOTHING_AHEAD, NULL, NULL, s->scratch);
+    if (tile[AT_TILE_KIND] == AT_DENSE)
+        gradient(s, tile, out, bias_out, NOTHING_AHEAD, NULL, NULL, s->scratch);
+    else
+        row_gradient(s, tile, tile[AT_TILE_INPUTS] > 0 ? out : NULL, bias_out);
     region(s, AT_TILE_SQUARES)[ticket] =
         squares(out, tile[AT_TILE_INPUTS] * PANEL, bias_out, with_bias ? PANEL : 0);
 }
 
-/* Refresh one tile of the transposed copy. */
+/* Refresh one tile of the transposed copy, which dense layers have. */
 static void transpose_tile(const TrainingStep *s, const int64_t *tile)
 {
+    if (tile[AT_TILE_KIND] != AT_DENSE)
+        return;
     transpose(region(s, AT_PARAMETERS) + tile[AT_TILE_WEIGHT], s->arena + tile[AT_TILE_TRANSPOSED],
               tile[AT_TILE_INPUTS], tile[AT_TILE_OUTPUTS]);
 }
@@ -109,16 +147,20 @@ static void update_from(const TrainingStep *s, const int64_t *tile, int64_t posi
 /* Update the parameters of one tile, and their transposed copy.
 
    The gradients stand at `slope` and `bias_slope`; without `slope`, the weights are updated
-   already. Layer 0 has no use for a copy in training, nor have steps of few rows. */
+   already. Layers that no deltas go back through have no use for a copy in training, nor have steps
+   of few rows. The weight of a normalisation decays like a bias: it makes nothing steeper. */
 static void apply(const TrainingStep *s, const int64_t *tile, const real *slope,
                   const real *bias_slope, double clip)
 {
     if (slope)
-        update_from(s, tile, tile[AT_TILE_WEIGHT], tile[AT_TILE_INPUTS] * PANEL, slope, clip, 1);
+        update_from(s, tile, tile[AT_TILE_WEIGHT], tile[AT_TILE_INPUTS] * PANEL, slope, clip,
+                    tile[AT_TILE_KIND] == AT_DENSE ? 1 : s->head[AT_DECAY_BIAS]);
     if (tile[AT_TILE_BIAS] >= 0)
         update_from(s, tile, tile[AT_TILE_BIAS], PANEL, bias_slope, clip, s->head[AT_DECAY_BIAS]);
-    if (!s->few && tile[AT_TILE_LAYER] > 0)
+    if (!s->few && tile[AT_TILE_LAYER] >= s->head[AT_BACK_TO])
         transpose_tile(s, tile);
+    if (tile[AT_TILE_KIND] == AT_BATCH_NORM && s->batch >= 2)
+        move_statistics(s->arena, layer_of(s, tile[AT_TILE_LAYER]), panel_of(s, tile), s->batch);
 }
 
 /* Update one tile whose gradient stands in the gradient region. */

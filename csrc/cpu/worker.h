@@ -24,18 +24,20 @@ static double clip_scale(double squared, double limit)
     return norm > limit ? limit / norm : 1;
 }
 
-/* Weight tiles of layer 0. */
-static int64_t tiles_of_first(const TrainingStep *s)
+/* Tiles of the layers before this one. */
+static int64_t tiles_before(const TrainingStep *s, int64_t index)
 {
-    return s->head[AT_N_LAYERS] > 1 ? layer_of(s, 1)[AT_FIRST_TILE] : s->head[AT_N_TILES];
+    return index < s->head[AT_N_LAYERS] ? layer_of(s, index)[AT_FIRST_TILE] : s->head[AT_N_TILES];
 }
 
-/* Make the transposed copies that this step reads and that are not kept up: layer 0's, and after
-   steps of few rows, where `stale`, all others. */
+/* Make the transposed copies that this step reads and that are not kept up: those of the layers
+   that no deltas go back through in training, and after steps of few rows, where `stale`, all
+   others. */
 static bool refresh_copies(const TrainingStep *s, bool stale)
 {
-    const int64_t first = s->stages & STAGES_INPUT_DELTA ? 0 : tiles_of_first(s);
-    const int64_t count = (stale ? s->head[AT_N_TILES] : tiles_of_first(s)) - first;
+    const int64_t kept_up = tiles_before(s, s->head[AT_BACK_TO]);
+    const int64_t first = s->stages & STAGES_INPUT_DELTA ? 0 : kept_up;
+    const int64_t count = (stale ? s->head[AT_N_TILES] : kept_up) - first;
     int64_t ticket;
     while ((ticket = draw_of(s, count)) < count)
         transpose_tile(s, tile_of(s, first + ticket));
@@ -56,10 +58,14 @@ static void step_tiles(const TrainingStep *s)
     const int64_t n_tiles = s->head[AT_N_TILES];
     int64_t ticket;
     while ((ticket = draw_of(s, n_tiles)) < n_tiles)
-        if (s->few)
+        if (tile_of(s, ticket)[AT_TILE_KIND] != AT_DENSE) {
+            tile_gradient(s, ticket);
+            tile_update(s, tile_of(s, ticket), 1.0);
+        } else if (s->few) {
             few_rows_step(s, tile_of(s, ticket));
-        else
-            tile_step(s, ticket, tiles_of_first(s));
+        } else {
+            tile_step(s, ticket, tiles_before(s, 1));
+        }
 }
 
 /* All gradients, and then the update, once they are known to be finite. */
@@ -140,6 +146,28 @@ static void train(const fn_training *t)
     }
 }
 
+/* Take a block of rows through one layer as predictions have it: by running statistics, and with
+   nothing dropped. */
+static void infer_layer(real *arena, const int64_t *head, const int64_t *layer, int64_t own,
+                        int64_t stride, int64_t n_rows)
+{
+    const real *x = arena + layer[AT_INFER_IN] + own;
+    real *z = arena + layer[AT_INFER_OUT] + own;
+    const int64_t count = panels(layer[AT_OUTPUTS]);
+    switch (layer[AT_KIND]) {
+    case AT_DENSE:
+        layer_forward(arena, head, layer, 0, count, x, z, z, stride, n_rows, NULL);
+        break;
+    case AT_BATCH_NORM:
+    case AT_FROZEN_NORM:
+        running_norm_forward(arena, head, layer, 0, count, x, z, z, stride, n_rows, NULL);
+        break;
+    case AT_LAYER_NORM:
+        layer_norm_forward(arena, head, layer, x, z, z, stride, n_rows, NULL, NULL);
+        break;
+    }
+}
+
 /* Forward alone, in blocks of rows through two small buffers a thread. */
 static void infer(const fn_inference *t)
 {
@@ -157,11 +185,8 @@ static void infer(const fn_inference *t)
         const int64_t n_rows = least(AT_INFER_BLOCK, t->n_rows - first);
         gather_rows(t->x, t->x_columns, NULL, first, n_rows, arena + t->layers[AT_INFER_IN] + own,
                     stride, NULL);
-        for (const int64_t *layer = t->layers; layer <= last; layer += AT_LAYER_COLUMNS) {
-            real *z = arena + layer[AT_INFER_OUT] + own;
-            layer_forward(arena, head, layer, 0, panels(layer[AT_OUTPUTS]),
-                          arena + layer[AT_INFER_IN] + own, z, z, stride, n_rows, NULL);
-        }
+        for (const int64_t *layer = t->layers; layer <= last; layer += AT_LAYER_COLUMNS)
+            infer_layer(arena, head, layer, own, stride, n_rows);
         const real *result = arena + last[AT_INFER_OUT] + own;
         for (int64_t r = 0; r < n_rows; r++)
             for (int64_t p = 0; p < panels(outputs); p++)
