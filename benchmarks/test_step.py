@@ -85,12 +85,12 @@ class Problem:
             ]
         ] * self.optimizer.n_moments
         self.updated: BoundedParameters = updated(
+            self.spec,
             self.optimizer,
             self.parameters,
             self.want.gradients,
             zeros,
             self.scalars[0],
-            self.spec.dtype,
         )[0]
 
     def check(self, backend: Backend, n_threads: int | None) -> float:

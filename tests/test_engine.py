@@ -79,9 +79,7 @@ def check_step(engine: Engine, case: Case, rows: Any, scalars: Any, what: str) -
     before, moments = engine.export(), engine.export_moments()
     weight = None if case.weight is None else case.weight[rows]
     want = training_step(case.spec, case.loss, before, case.x[rows], case.y[rows], weight)
-    new, new_moments = updated(
-        case.optimizer, before, want.gradients, moments, scalars, case.spec.dtype
-    )
+    new, new_moments = updated(case.spec, case.optimizer, before, want.gradients, moments, scalars)
     bounds = np.array([0, len(rows)], np.int64)
     losses = run(engine, case, rows, bounds, scalars[None])
     assert_within(losses[0], want.loss, f"{what}: loss")
@@ -214,7 +212,7 @@ def test_forward_keep_and_update_equal_run(backend: Backend, case: Case) -> None
     want_dx, grads = backward(case.spec, case.parameters, zs, activations, exact(dout), p)
     assert_within(dx, want_dx, "dx")
     zeros = engine_of(backend, case).export_moments()
-    want, _ = updated(case.optimizer, case.parameters, grads, zeros, scalars[0], case.spec.dtype)
+    want, _ = updated(case.spec, case.optimizer, case.parameters, grads, zeros, scalars[0])
     assert_parameters(engine.export(), want, "update")
 
 

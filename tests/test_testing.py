@@ -15,7 +15,7 @@ from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Parameters
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
-from fastneuron.optimizers import SGD, Adam
+from fastneuron.optimizers import CLIP_NORM, SGD, Adam
 from fastneuron.spec import NetworkSpec
 from fastneuron.testing import (
     POISONS,
@@ -192,9 +192,10 @@ def test_update_faults(fault: str) -> None:
     scalars = optimizer.scalars(2, np.full(1, 0.01))[0]
     p, g, m = (rng.normal(size=(40, 3)).astype(np.float32) for _ in range(3))
     v = np.square(rng.normal(size=(40, 3))).astype(np.float32)
-    scalars[7] = 0.5 * np.sqrt(np.square(g, dtype=np.float64).sum())  # clips by a half
+    spec = NetworkSpec.chain([Dense(40, 3, bias=False)])
+    scalars[CLIP_NORM] = 0.5 * np.sqrt(np.square(g, dtype=np.float64).sum())  # clips by a half
     want, _ = updated(
-        optimizer, [(p, None)], [(exact(g), None)], [[(m, None)], [(v, None)]], scalars, "float32"
+        spec, optimizer, [(p, None)], [(exact(g), None)], [[(m, None)], [(v, None)]], scalars
     )
     got = update_faults()[fault](p, g, m, v, 0.5)
     if fault == "none":

@@ -9,7 +9,7 @@ from itertools import cycle, islice
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.contract import Engine, Parameters
+from fastneuron.kernels.contract import Engine, Parameters, Statistics
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
@@ -57,6 +57,7 @@ class Case:
     x : (rows, I); y as the loss takes it; weight : (rows,) or None
     batch : int
         Rows of a step; `rows` is no multiple of it, so that partial batches occur.
+    statistics : running mean and variance a layer, or None where no layer keeps such
     """
 
     name: str
@@ -68,14 +69,20 @@ class Case:
     y: Array
     weight: Array | None
     batch: int
+    statistics: Statistics | None = None
 
 
 def draw_parameters(spec: NetworkSpec, rng: np.random.Generator) -> Parameters:
-    """Return weights of standard deviation sqrt(1 / I) and biases within +-0.5."""
+    """Return weights of standard deviation sqrt(1 / I) and biases within +-0.5.
+
+    Those of a normalisation, one a feature, lie around 1; some are below 0.
+    """
     parameters: Parameters = []
     for layer in spec.layers:
         inputs, outputs = int(layer.in_features or 0), int(layer.out_features or 0)
-        weight = rng.normal(0, inputs**-0.5, (inputs, outputs)).astype(spec.dtype)
+        dense = isinstance(layer, Dense)
+        middle, width = (0.0, inputs**-0.5) if dense else (1.0, 0.5)
+        weight = rng.normal(middle, width, layer.weight_shape).astype(spec.dtype)
         bias = rng.uniform(-0.5, 0.5, outputs).astype(spec.dtype) if layer.bias else None
         parameters.append((weight, bias))
     return parameters
@@ -235,8 +242,10 @@ def ragged(tile: int, most: int | None = None) -> list[int]:
 
 
 def loaded(engine: Engine, case: Case, moments: Sequence[Parameters] = ()) -> Engine:
-    """Return `engine` with the case's parameters (and `moments`, where given) loaded."""
+    """Return `engine` with the case's parameters, statistics and, where given, `moments` loaded."""
     engine.load(case.parameters)
+    if case.statistics is not None:
+        engine.load_statistics(case.statistics)
     if moments:
         engine.load_moments(moments)
     return engine

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.contract import Parameters
+from fastneuron.kernels.contract import Parameters, Statistics
+from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
 from fastneuron.losses import Loss
-from fastneuron.optimizers import (
-    BETA1,
-    BETA2,
-    CLIP_NORM,
-    CORRECTION,
-    EPSILON,
-    L2,
-    RATE,
-    SHRINK,
-    Optimizer,
-    UpdateKind,
-)
+from fastneuron.optimizers import N_SCALARS
 from fastneuron.spec import NetworkSpec
 from fastneuron.testing.bounds import (
     Array,
@@ -35,42 +24,88 @@ from fastneuron.testing.bounds import (
     matmul,
 )
 from fastneuron.testing.loss_bounds import loss_of_batch
+from fastneuron.testing.norm_bounds import (
+    Normalised,
+    by_moments,
+    by_statistics,
+    dropped,
+    moved_statistics,
+    norm_backward,
+    norm_forward,
+    norm_gradients,
+)
+from fastneuron.testing.update_bounds import BoundedParameters
 
-__all__ = [
-    "BoundedParameters",
-    "StepBounds",
-    "backward",
-    "clip_scale",
-    "forward",
-    "training_step",
-    "updated",
-    "updated_vector",
-]
+__all__ = ["BoundedStatistics", "StepBounds", "backward", "forward", "training_step"]
 
-BoundedParameters = list[tuple[Bounded, Bounded | None]]
+BoundedStatistics = list[tuple[Bounded, Bounded] | None]
+#: The scalars of a step whose key is 0: what an engine takes where it is given none.
+_NO_KEY = np.zeros(N_SCALARS)
 
 
 @dataclass(frozen=True)
 class StepBounds:
-    """A batch's loss (), output (n, O), dL/dx (n, I), and gradients a layer."""
+    """What a batch gives.
+
+    Attributes
+    ----------
+    loss : ()
+    out : (n, O)
+    dx : (n, I)
+    gradients : a layer; zero, exactly, of what is not trained
+    statistics : a layer
+        The running ones after a step that is applied.
+    """
 
     loss: Bounded
     out: Bounded
     dx: Bounded
     gradients: BoundedParameters
+    statistics: BoundedStatistics
 
 
 def forward(
-    spec: NetworkSpec, parameters: Parameters, x: Array, p: Precision
+    spec: NetworkSpec,
+    parameters: Parameters,
+    x: Array,
+    p: Precision,
+    statistics: Statistics | None = None,
+    scalars: Array | None = None,
 ) -> tuple[list[Bounded], list[Bounded]]:
-    """Return every layer's z and a; ``a[0]`` is x itself, so a is one longer."""
+    """Return every layer's z and a; ``a[0]`` is x itself, so a is one longer.
+
+    In training where there are the scalars of a step, else in inference.
+    """
     zs: list[Bounded] = []
     activations = [exact(x)]
-    for layer, (w, b) in zip(spec.layers, parameters, strict=True):
-        z = dense(activations[-1], exact(w), None if b is None else exact(b), p)
+    for i, (layer, (w, b)) in enumerate(zip(spec.layers, parameters, strict=True)):
+        rows = activations[-1]
+        if isinstance(layer, Dense):
+            z = dense(rows, exact(w), None if b is None else exact(b), p)
+        elif isinstance(layer, Dropout):
+            z = rows if scalars is None else dropped(layer, rows, i, scalars, p, spec.dtype)
+        else:
+            normal = _normalised(layer, rows, _of(statistics, i), p, scalars is not None)
+            z = norm_forward(normal, w, b, p)
         zs.append(z)
         activations.append(activate(z, ACTIVATIONS[layer.activation], p))
     return zs, activations
+
+
+def _of(statistics: Statistics | None, index: int) -> tuple[Array, Array] | None:
+    return None if statistics is None else statistics[index]
+
+
+def _normalised(
+    layer: Layer, x: Bounded, statistics: tuple[Array, Array] | None, p: Precision, training: bool
+) -> Normalised:
+    if isinstance(layer, LayerNorm):
+        return by_moments(layer, x, p)
+    assert isinstance(layer, BatchNorm)
+    if training and layer.uses_batch:
+        return by_moments(layer, x, p)
+    assert statistics is not None, "running statistics are needed here"
+    return by_statistics(layer, x, statistics, p)
 
 
 def backward(
@@ -80,17 +115,32 @@ def backward(
     activations: list[Bounded],
     dout: Bounded,
     p: Precision,
+    statistics: Statistics | None = None,
+    scalars: Array | None = None,
 ) -> tuple[Bounded, BoundedParameters]:
-    """Return dL/dx and the gradients a layer, from dL/d(output)."""
+    """Return dL/dx and the gradients a layer, from dL/d(output) in training."""
     gradients: BoundedParameters = []
     da = dout
     for i in reversed(range(len(spec.layers))):
-        f = ACTIVATIONS[spec.layers[i].activation]
+        layer, (w, b), x = spec.layers[i], parameters[i], activations[i]
+        f = ACTIVATIONS[layer.activation]
         dz = gate(da, zs[i] if f.saves == "z" else activations[i + 1], f, p)
-        w, b = parameters[i]
-        dw = matmul(activations[i].T, dz, p)
-        gradients.append((dw, None if b is None else column_sum(dz, p)))
-        da = matmul(dz, exact(w).T, p)
+        dw, db = exact(w), exact(0.0)
+        if isinstance(layer, Dense):
+            dw, db = matmul(x.T, dz, p), column_sum(dz, p)
+            da = matmul(dz, exact(w).T, p)
+        elif isinstance(layer, Dropout):
+            step = _NO_KEY if scalars is None else scalars
+            da = dropped(layer, dz, i, step, p, spec.dtype)
+        else:
+            normal = _normalised(layer, x, _of(statistics, i), p, training=True)
+            dw, db = norm_gradients(normal, dz, p)
+            da = norm_backward(normal, w, dz, p)
+        if not layer.trains_weight:
+            dw = exact(np.zeros(w.shape))
+        if b is not None and not layer.trains_bias:
+            db = exact(np.zeros(b.shape))
+        gradients.append((dw, None if b is None else db))
     return da, gradients[::-1]
 
 
@@ -101,146 +151,34 @@ def training_step(
     x: Array,
     y: Array,
     weight: Array | None = None,
+    statistics: Statistics | None = None,
+    scalars: Array | None = None,
 ) -> StepBounds:
-    """Return loss, output and gradients of one batch at `parameters`, each within its bound."""
+    """Return what one batch gives at `parameters`, each within its bound.
+
+    Parameters
+    ----------
+    spec, loss, parameters
+    x, y, weight
+        The batch.
+    statistics : list of (running mean, running variance) or None, optional
+        Where the network keeps such.
+    scalars : (N_SCALARS,) float64, optional
+        The step's, for its key; None is the key 0.
+    """
     p = Precision.of(spec.dtype)
-    zs, activations = forward(spec, parameters, x, p)
+    step = _NO_KEY if scalars is None else scalars
+    zs, activations = forward(spec, parameters, x, p, statistics, step)
     _, dout, mean = loss_of_batch(loss, activations[-1], y, weight, p)
-    dx, gradients = backward(spec, parameters, zs, activations, dout, p)
-    return StepBounds(mean, activations[-1], dx, gradients)
-
-
-def _flat(parameters: BoundedParameters) -> list[Bounded]:
-    return [array for pair in parameters for array in pair if array is not None]
-
-
-def clip_scale(gradients: BoundedParameters, limit: float, p: Precision) -> Bounded:
-    """Return min(1, limit / ||g||), which falls with the norm: the bound is that of an interval.
-
-    ``| ||g'|| - ||g|| | <= ||E||``, and a sum of N squares and a root round ``g(N + 3)`` at most.
-    """
-    if limit == 0:
-        return exact(1.0)
-    arrays = _flat(gradients)
-    count = sum(array.value.size for array in arrays)
-    norm = np.sqrt(sum(float(np.square(array.value).sum()) for array in arrays))
-    error = np.sqrt(sum(float(np.square(array.bound).sum()) for array in arrays))
-    rounding = p.g(count + 3)
-    low, high = max((norm - error) * (1 - rounding), 0.0), (norm + error) * (1 + rounding)
-    value = min(1.0, limit / norm) if norm else 1.0
-    most = min(1.0, limit / low) if low else 1.0
-    least = min(1.0, limit / high) if high else 1.0
-    width = max(most - value, value - least) + p.g(3) * value
-    return Bounded(np.asarray(value), np.asarray(width if most < 1 or least < 1 else 0.0))
-
-
-def updated(
-    optimizer: Optimizer,
-    parameters: Parameters,
-    gradients: BoundedParameters,
-    moments: Sequence[Parameters],
-    scalars: Array,
-    dtype: str,
-) -> tuple[BoundedParameters, list[BoundedParameters]]:
-    """Return parameters and moments after one step, from exactly known ones before it."""
-    p = Precision.of(dtype)
-    clip = clip_scale(gradients, float(scalars[CLIP_NORM]), p)
-    new: BoundedParameters = []
-    new_moments: list[BoundedParameters] = [[] for _ in moments]
-    for i, (pair, grads) in enumerate(zip(parameters, gradients, strict=True)):
-        results: list[list[Bounded] | None] = []
-        for j, (param, grad) in enumerate(zip(pair, grads, strict=True)):
-            if param is None or grad is None:
-                results.append(None)
-                continue
-            row = scalars.copy()
-            if j == 1 and not optimizer.decay_bias:
-                row[[L2, SHRINK]] = 0
-            old = [exact(moment[i][j]) for moment in moments]
-            results.append(updated_vector(optimizer.kind, exact(param), grad, old, row, clip, p))
-        weight, bias = results
-        assert weight is not None
-        new.append((weight[0], None if bias is None else bias[0]))
-        for k, target in enumerate(new_moments):
-            target.append((weight[1 + k], None if bias is None else bias[1 + k]))
-    return new, new_moments
-
-
-def updated_vector(
-    kind: UpdateKind,
-    param: Bounded,
-    grad: Bounded,
-    moments: Sequence[Bounded],
-    scalars: Array,
-    clip: Bounded,
-    p: Precision,
-) -> list[Bounded]:
-    """Return [parameter, *moments] after one update; every scalar may be rounded to the dtype.
-
-    A factor ``1 - beta`` may be formed from the rounded beta: it errs by u absolutely.
-    """
-    g = _sum([_product(p, clip, grad), _product(p, _scalar(scalars[L2], p), param)], p)
-    rate = _scalar(scalars[RATE], p)
-    beta1, beta2 = _scalar(scalars[BETA1], p), _scalar(scalars[BETA2], p)
-    if kind == UpdateKind.SGD:
-        return [_sum([param, _negated(_product(p, rate, g))], p)]
-    if kind in (UpdateKind.MOMENTUM, UpdateKind.NESTEROV):
-        v = _sum([_product(p, beta1, moments[0]), g], p)
-        along = v if kind == UpdateKind.MOMENTUM else _sum([g, _product(p, beta1, v)], p)
-        return [_sum([param, _negated(_product(p, rate, along))], p), v]
-    v = _sum([_product(p, beta2, moments[-1]), _product(p, _rest(scalars[BETA2], p), g, g)], p)
-    root = _root(v, p)
-    epsilon = _scalar(scalars[EPSILON], p)
-    if kind == UpdateKind.RMSPROP:
-        step = _product(p, rate, _quotient(g, _sum([root, epsilon], p), p))
-        return [_sum([param, _negated(step)], p), v]
-    m = _sum([_product(p, beta1, moments[0]), _product(p, _rest(scalars[BETA1], p), g)], p)
-    below = _sum([_product(p, root, _scalar(scalars[CORRECTION], p)), epsilon], p)
-    step = _product(p, rate, _quotient(m, below, p))
-    shrunk = _product(p, _scalar(scalars[SHRINK], p), param)
-    return [_sum([param, _negated(shrunk), _negated(step)], p), m, v]
-
-
-def _scalar(x: float, p: Precision) -> Bounded:
-    return Bounded(np.asarray(float(x)), np.asarray(p.u * abs(float(x))))
-
-
-def _rest(beta: float, p: Precision) -> Bounded:
-    return Bounded(np.asarray(1 - float(beta)), np.asarray(2 * p.u))
-
-
-def _negated(x: Bounded) -> Bounded:
-    return Bounded(-x.value, x.bound)
-
-
-def _product(p: Precision, *factors: Bounded) -> Bounded:
-    """Product in any grouping: a rounding a factor, one for regrouping, one for `error`."""
-    value, size = factors[0].value, factors[0].size
-    for factor in factors[1:]:
-        value, size = value * factor.value, size * factor.size
-    error = size - np.abs(value)  # all ways of operand errors together
-    return Bounded(value, np.maximum(error, 0) + p.g(len(factors) + 2) * size + p.subnormal)
-
-
-def _sum(terms: list[Bounded], p: Precision) -> Bounded:
-    """Sum in any order, fused or not."""
-    size = sum(term.size for term in terms)
-    bound = sum(term.bound for term in terms) + p.g(len(terms)) * size
-    return Bounded(np.asarray(sum(term.value for term in terms)), np.asarray(bound))
-
-
-def _root(v: Bounded, p: Precision) -> Bounded:
-    """Root: monotone, so an interval; the lower end is the wider one."""
-    value = np.sqrt(v.value)
-    low = np.sqrt(np.maximum(v.value - v.bound, 0))
-    return Bounded(value, value - low + p.g(2) * (value + np.sqrt(v.bound)))
-
-
-def _quotient(x: Bounded, y: Bounded, p: Precision) -> Bounded:
-    """Return x / y for y > 0: ``(Ex + |x / y| Ey) / (y - Ey)``; endless where y's reaches 0."""
-    value = x.value / y.value
-    low = y.value - y.bound
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = (x.bound + np.abs(value) * y.bound) / low
-    error = np.where(low > 0, error, np.where(x.size > 0, np.inf, 0.0))
-    return Bounded(value, error + p.g(3) * (np.abs(value) + error) + p.subnormal)
+    dx, gradients = backward(spec, parameters, zs, activations, dout, p, statistics, step)
+    moved: BoundedStatistics = []
+    for i, layer in enumerate(spec.layers):
+        pair = _of(statistics, i)
+        if pair is None:
+            moved.append(None)
+        elif isinstance(layer, BatchNorm) and layer.uses_batch:
+            normal = by_moments(layer, activations[i], p)
+            moved.append(moved_statistics(layer, pair, normal, p))
+        else:
+            moved.append((exact(pair[0]), exact(pair[1])))
+    return StepBounds(mean, activations[-1], dx, gradients, moved)
