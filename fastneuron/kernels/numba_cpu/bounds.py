@@ -8,6 +8,7 @@ has the rows in cache, as integers: the bits of |x| order like |x|, with NaN abo
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,16 @@ def certainly_finite(arena, head, layers, batch, with_loss, n_threads):
         layer = row(layers, index)
         most_a = largest_of_team(arena, head, 2 * index, n_threads)
         most_d = batch * largest_of_team(arena, head, 2 * index + 1, n_threads)
-        weights = float(layer[at.INPUTS]) * layer[at.OUTPUTS]
+        weights = float(layer[at.OUTPUTS])
+        squares += weights * most_d * most_d
+        # What was normalised over n numbers is at most sqrt(n); one of them, and the rest 0.
+        if layer[at.KIND] == at.DENSE:
+            weights *= layer[at.INPUTS]
+        elif layer[at.KIND] == at.LAYER_NORM:
+            most_a = math.sqrt(layer[at.OUTPUTS])
+        else:
+            most_a = math.sqrt(batch)
         squares += weights * (most_a * most_d) * (most_a * most_d)
-        squares += layer[at.OUTPUTS] * most_d * most_d
     loss = 0.0
     if with_loss:
         bits = largest_bits(arena, head[at.ROW_LOSS], batch)

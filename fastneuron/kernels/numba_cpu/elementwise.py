@@ -21,6 +21,8 @@ from fastneuron.kernels.numba_cpu.exponentials import (
 )
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.normal import bell, mills, tail_moment, tail_size
+from fastneuron.kernels.numba_cpu.panels import note_run
+from fastneuron.kernels.numba_cpu.views import copy, run
 
 IDENTITY = ACTIVATIONS["identity"].code
 RELU = ACTIVATIONS["relu"].code
@@ -122,3 +124,26 @@ def gate(code, d, saved):
     elif code == TANH:
         for i in range(n):
             d[i] = d[i] * (one - saved[i] * saved[i])
+
+
+@inner
+def activate_rest(arena, code, pre, out, size, most):
+    """Do what a pass that knows ReLU alone left of f: z stands at `pre`, f(z) belongs at `out`.
+
+    `most` is a panel row of maxima to raise, or -1; what the pass finished, it noted.
+    """
+    if pre != out:
+        copy(run(arena, out, size), run(arena, pre, size))
+    if code != IDENTITY and code != RELU:
+        activate(code, run(arena, out, size))
+        if most >= 0:
+            note_run(arena, most, out, size)
+
+
+@inner
+def gate_rest(arena, code, delta, saved, size, most):
+    """Do the same of f', for the deltas at `delta`."""
+    if code != IDENTITY and code != RELU:
+        gate(code, run(arena, delta, size), run(arena, saved, size))
+        if most >= 0:
+            note_run(arena, most, delta, size)

@@ -1,9 +1,11 @@
 """Phase A of a step: rows go forward, meet the loss, and come back as deltas.
 
-A thread takes blocks of rows through all layers. Where a thread's rows would be few and the weights
-many, it takes panels of columns instead, a layer at a time for all rows: its panels are those that
-it updates in phase B, so that half of the weights no longer come from the other thread's cache.
-Both give the same bits.
+The way there and back has stations: the gather, each layer forward, the loss, each layer back. A
+thread takes blocks of rows through as many stations as it can. Where a thread's rows would be few
+and the weights many, it takes panels of columns instead, one station at a time for all rows: its
+panels are those that it updates in phase B, so that half of the weights no longer come from the
+other thread's cache. Both give the same bits. A normalisation of the batch, whose sums go over all
+rows, is dealt out by panels at any rate. Between stations that are dealt out apart the team meets.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import numpy as np
 
 from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.bounds import entry, forget_maxima, maxima_of
+from fastneuron.kernels.numba_cpu.dropout import dropout_panels
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
 from fastneuron.kernels.numba_cpu.few import few_rows_backward
 from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
+from fastneuron.kernels.numba_cpu.norms import norm_backward, norm_forward
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_block,
     gate_output,
@@ -43,33 +47,56 @@ goes_by_columns = inner(at.goes_by_columns)
 
 @glue
 def forward_part(
-    stages, arena, head, layers, index, first_panel, end_panel, first, n_rows, most, slim
+    stages, arena, head, layers, index, first_panel, end_panel, first, n_rows, scalars, most, slim
 ):
     """Take some rows forward through some output panels of a layer."""
     width = lanes(arena)
-    layer, offset = row(layers, index), first * width
+    layer, offset, stride = row(layers, index), first * width, head[at.CAPACITY] * width
     note = entry(most, index + 1, 0, width) if index + 1 < head[at.N_LAYERS] else np.int64(-1)
+    x, out = layer[at.IN_ROWS] + offset, layer[at.OUT_ROWS] + offset
+    pre = layer[at.PRE_ROWS] + offset
     if slim and layer[at.SLIM]:
         slim_layer_forward(stages, arena, head, layers, index, layer, first, n_rows, note)
-    else:
-        layer_forward(
+    elif layer[at.KIND] == at.DENSE:
+        layer_forward(arena, head, layer, first_panel, end_panel, x, pre, out, stride, n_rows, note)
+    elif layer[at.KIND] == at.DROPOUT:
+        dropout_panels(
             arena,
-            head,
             layer,
+            index,
+            scalars,
             first_panel,
             end_panel,
-            layer[at.IN_ROWS] + offset,
-            layer[at.PRE_ROWS] + offset,
-            layer[at.OUT_ROWS] + offset,
-            head[at.CAPACITY] * width,
+            x,
+            out,
+            stride,
+            first,
             n_rows,
+            np.int64(IDENTITY),
+            out,
             note,
+        )
+    else:
+        norm_forward(
+            arena, head, layer, first_panel, end_panel, x, pre, out, stride, first, n_rows, note
         )
 
 
 @glue
 def backward_part(
-    stages, arena, head, layers, index, first_panel, end_panel, first, n_rows, most, few, slim
+    stages,
+    arena,
+    head,
+    layers,
+    index,
+    first_panel,
+    end_panel,
+    first,
+    n_rows,
+    scalars,
+    most,
+    few,
+    slim,
 ):
     """Take some rows' deltas back through some input panels of a layer."""
     width = lanes(arena)
@@ -86,6 +113,28 @@ def backward_part(
         slim_layer_backward(stages, arena, head, layers, index, layer, first, n_rows, most, further)
         if index > 0 and not before[at.SLIM]:
             gate_output(arena, before, stride, first, n_rows, note)
+    elif layer[at.KIND] == at.DROPOUT:
+        delta = layer[at.OUT_DELTA] + first * width
+        dropout_panels(
+            arena,
+            layer,
+            index,
+            scalars,
+            first_panel,
+            end_panel,
+            delta,
+            delta,
+            stride,
+            first,
+            n_rows,
+            code,
+            saved + first * width,
+            note,
+        )
+    elif layer[at.KIND] != at.DENSE:
+        norm_backward(
+            arena, head, layer, first_panel, end_panel, stride, first, n_rows, code, saved, note
+        )
     elif few:
         few_rows_backward(
             arena, head, layer, first_panel, end_panel, stride, first, n_rows, code, saved, note
@@ -145,6 +194,32 @@ def loss_part(
         gate_output(arena, last, stride, first, n_rows, entry(most, n_layers - 1, 1, width))
 
 
+@inner
+def block_rows(head, batch, n_threads, slim):
+    """Rows that a thread takes through phase A at a time."""
+    share = batch if n_threads == 1 else (batch + n_threads - 1) // n_threads
+    unit, most_rows = at.TILE_ROWS, at.MAX_BLOCK
+    if slim:
+        unit = at.SLIM_ROWS
+        most_rows = at.SLIM_BLOCK if head[at.SLIM_LAYERS] == head[at.N_LAYERS] else at.MAX_BLOCK
+    return min(most_rows, (share + unit - 1) & -unit)  # no division: a unit is a power of two
+
+
+@inner
+def layer_at(station, n_layers):
+    """Return the layer of a station; -1 and `n_layers` stand for the gather and the loss."""
+    return station - 1 if station <= n_layers + 1 else 2 * n_layers + 1 - station
+
+
+@inner
+def dealt_by_panels(layers, index, by_columns):
+    """Whether the team deals out a station's panels, each for all rows of the batch."""
+    if index < 0 or index >= layers.shape[0]:
+        return False
+    kind = layers[index, at.KIND]
+    return kind == at.BATCH_NORM or (by_columns and kind != at.LAYER_NORM)
+
+
 @glue
 def phase_a(
     stages,
@@ -156,6 +231,7 @@ def phase_a(
     targets,
     weight,
     samples,
+    scalars,
     words,
     tid,
     n_threads,
@@ -173,58 +249,55 @@ def phase_a(
     stride, n_layers = head[at.CAPACITY] * width, head[at.N_LAYERS]
     batch = samples.shape[0]
     # Slim layers gate their own deltas, the first one too.
-    final = 0 if stages & INPUT_DELTA or (slim and layers[0, at.SLIM]) else 1
+    final = head[at.BACK_TO]
+    if stages & INPUT_DELTA or (slim and layers[0, at.SLIM]):
+        final = 0
     most = np.int64(-1)
     if noting:
         most = maxima_of(arena, head, tid)
         forget_maxima(arena, head, tid)
     n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
     by_columns = not slim and goes_by_columns(layers, n_parameters, batch, n_threads)
-    share = batch if n_threads == 1 else (batch + n_threads - 1) // n_threads
-    unit, most_rows = at.TILE_ROWS, at.MAX_BLOCK
-    if slim:
-        unit = at.SLIM_ROWS
-        most_rows = at.SLIM_BLOCK if head[at.SLIM_LAYERS] == n_layers else at.MAX_BLOCK
-    block = min(most_rows, (share + unit - 1) & -unit)  # no division: a unit is a power of two
-    # By rows one pass does everything. By columns: gather, each layer forward, loss, each layer
-    # back. One loop for both, since each call of it is compiled.
-    for turn in range(2 * n_layers + 2 if by_columns else 1):
-        count = 1 if batch <= block else (batch + block - 1) // block
-        forward_from, forward_to = 0, n_layers
-        back_from, back_to = final, n_layers
-        with_loss = True
-        if by_columns:
-            forward_to = back_from = back_to = 0
-            with_loss = turn == n_layers + 1
-            if 1 <= turn <= n_layers:
-                forward_from, forward_to = turn - 1, turn
-                count = panels(layers[forward_from, at.OUTPUTS], width)
-            elif turn > n_layers + 1:
-                back_from = 2 * n_layers + 1 - turn
-                back_to = back_from + 1
-                if back_from < final:
-                    break
-                count = panels(layers[back_from, at.INPUTS], width)
-        whole_batch = by_columns and (forward_to > 0 or back_to > 0)
+    block = block_rows(head, batch, n_threads, slim)
+    blocks = 1 if batch <= block else (batch + block - 1) // block
+    begin = 0 if stages & FORWARD else n_layers + 1
+    end = n_layers + 2
+    if stages & BACKWARD:
+        end = 2 * n_layers + 2 - final
+    # One loop for all stations: each call in it is compiled once.
+    while begin < end:
+        by_panels = dealt_by_panels(layers, layer_at(begin, n_layers), by_columns)
+        stop, count, first_panel, end_panel = begin + 1, blocks, np.int64(0), np.int64(0)
+        if by_panels:
+            count = panels(layers[layer_at(begin, n_layers), at.INPUTS], width)
+            if begin <= n_layers:
+                count = panels(layers[begin - 1, at.OUTPUTS], width)
+        while not (by_columns or by_panels) and stop < end:
+            if dealt_by_panels(layers, layer_at(stop, n_layers), by_columns):
+                break
+            stop += 1
         while True:
             ticket = draw(words, tid, n_threads, count)
             if ticket >= count:
                 break
-            first, end = ticket * block, np.int64(0)
-            n_rows, first_panel = min(block, batch - first), np.int64(0)
-            if whole_batch:
-                first, n_rows, first_panel, end = np.int64(0), batch, ticket, ticket + 1
-            if stages & FORWARD and turn == 0:
-                which = run(samples, first, n_rows)
-                if slim and layers[0, at.SLIM]:
-                    slim_gather(arena, head, row(layers, 0), x, which, first, most)
-                else:
-                    here = layers[0, at.IN_ROWS] + first * width
-                    gather_rows(arena, x, which, n_rows, here, stride, most)
-            if stages & FORWARD:
-                for index in range(forward_from, forward_to):
-                    if not by_columns:
-                        end = panels(layers[index, at.OUTPUTS], width)
+            first, n_rows = np.int64(0), batch
+            if by_panels:
+                first_panel, end_panel = ticket, ticket + 1
+            else:
+                first = ticket * block
+                n_rows = min(block, batch - first)
+            for station in range(begin, stop):
+                index = layer_at(station, n_layers)
+                if station == 0:
+                    which = run(samples, first, n_rows)
+                    if slim and layers[0, at.SLIM]:
+                        slim_gather(arena, head, row(layers, 0), x, which, first, most)
+                    else:
+                        here = layers[0, at.IN_ROWS] + first * width
+                        gather_rows(arena, x, which, n_rows, here, stride, most)
+                elif station <= n_layers:
+                    if not by_panels:
+                        end_panel = panels(layers[index, at.OUTPUTS], width)
                     forward_part(
                         stages,
                         arena,
@@ -232,33 +305,33 @@ def phase_a(
                         layers,
                         index,
                         first_panel,
-                        end,
+                        end_panel,
                         first,
                         n_rows,
+                        scalars,
                         most,
                         slim,
                     )
-            if with_loss:
-                loss_part(
-                    stages,
-                    arena,
-                    head,
-                    layers,
-                    labels,
-                    targets,
-                    weight,
-                    samples,
-                    first,
-                    n_rows,
-                    batch,
-                    scratch,
-                    most,
-                    slim,
-                )
-            if stages & BACKWARD:
-                for index in range(back_to - 1, back_from - 1, -1):
-                    if not by_columns:
-                        end = panels(layers[index, at.INPUTS], width)
+                elif station == n_layers + 1:
+                    loss_part(
+                        stages,
+                        arena,
+                        head,
+                        layers,
+                        labels,
+                        targets,
+                        weight,
+                        samples,
+                        first,
+                        n_rows,
+                        batch,
+                        scratch,
+                        most,
+                        slim,
+                    )
+                else:
+                    if not by_panels:
+                        end_panel = panels(layers[index, at.INPUTS], width)
                     backward_part(
                         stages,
                         arena,
@@ -266,13 +339,15 @@ def phase_a(
                         layers,
                         index,
                         first_panel,
-                        end,
+                        end_panel,
                         first,
                         n_rows,
+                        scalars,
                         most,
                         few,
                         slim,
                     )
-        if by_columns and not barrier(words, n_threads):
+        begin = stop
+        if begin < end and not barrier(words, n_threads):
             return False
     return True

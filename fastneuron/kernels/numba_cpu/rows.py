@@ -9,7 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from fastneuron.kernels import columns as at
-from fastneuron.kernels.numba_cpu.elementwise import IDENTITY, RELU, activate, gate
+from fastneuron.kernels.numba_cpu.elementwise import (
+    IDENTITY,
+    RELU,
+    activate_rest,
+    gate,
+    gate_rest,
+)
 from fastneuron.kernels.numba_cpu.jit import inner
 from fastneuron.kernels.numba_cpu.losses import row_scale, values_row
 from fastneuron.kernels.numba_cpu.moves import gather
@@ -27,7 +33,7 @@ from fastneuron.kernels.numba_cpu.tile import (
     RELU_GATE,
     RELU_OUTPUT,
 )
-from fastneuron.kernels.numba_cpu.views import copy, fill, row, run
+from fastneuron.kernels.numba_cpu.views import fill, row, run
 
 
 @inner
@@ -80,15 +86,9 @@ def layer_forward(arena, head, layer, first_panel, end_panel, a, pre, out, strid
                 ahead_step,
             )
             q += count
-            if last and (pre != out or (code != IDENTITY and code != RELU)):
-                size = n_rows * width
+            if last:
                 for place in range(here, q * stride, stride):
-                    if pre != out:
-                        copy(run(arena, out + place, size), run(arena, pre + place, size))
-                    if code != IDENTITY and code != RELU:
-                        activate(code, run(arena, out + place, size))
-                        if most >= 0:
-                            note_run(arena, most, out + place, size)
+                    activate_rest(arena, code, pre + place, out + place, n_rows * width, most)
         k += depth
 
 
@@ -159,13 +159,10 @@ def layer_backward(
                 ahead_step,
             )
             p += count
-            if last and code != IDENTITY and code != RELU:
-                size = n_rows * width
+            if last:
                 for place in range(here, p * stride + offset, stride):
                     target = layer[at.IN_DELTA] + place
-                    gate(code, run(arena, target, size), run(arena, saved + place, size))
-                    if most >= 0:
-                        note_run(arena, most, target, size)
+                    gate_rest(arena, code, target, saved + place, n_rows * width, most)
         k += depth
 
 

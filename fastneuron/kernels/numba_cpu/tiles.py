@@ -11,6 +11,7 @@ import numpy as np
 
 from fastneuron.kernels import columns as at
 from fastneuron.kernels.numba_cpu.jit import glue, inner
+from fastneuron.kernels.numba_cpu.norms import follow_batch, vector_gradient
 from fastneuron.kernels.numba_cpu.panels import LINE
 from fastneuron.kernels.numba_cpu.slim import slim_gradient
 from fastneuron.kernels.numba_cpu.sums import squares
@@ -145,7 +146,9 @@ def tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch):
     out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
     bias_out = head[at.GRADIENT] + tile[at.TILE_BIAS] if tile[at.TILE_BIAS] >= 0 else -1
     none = np.int64(-1)
-    if slim and layers[tile[at.TILE_LAYER], at.SLIM]:
+    if tile[at.TILE_KIND] != at.DENSE:
+        vector_gradient(arena, head, layers, tile, batch, out, bias_out)
+    elif slim and layers[tile[at.TILE_LAYER], at.SLIM]:
         layer = row(layers, tile[at.TILE_LAYER])
         slim_gradient(arena, head, layer, batch, out, bias_out)
     else:
@@ -169,11 +172,14 @@ def apply(arena, head, tile, slope, bias_slope, scalars, clip, descended, copied
     """Update the parameters of one tile, and their transposed copy where `copied`.
 
     The gradients stand at `slope` and `bias_slope`; where `descended`, the weights are updated
-    already. Layer 0 has no use for a copy in training.
+    already. Layers that no deltas go back through have no use for a copy in training.
     """
     width = lanes(arena)
     position, bias = tile[at.TILE_WEIGHT], tile[at.TILE_BIAS]
     size, decays = tile[at.TILE_INPUTS] * width, np.int64(1)
+    is_dense = tile[at.TILE_KIND] == at.DENSE
+    if not is_dense:
+        decays = head[at.DECAY_BIAS]
     for part in range(1 if descended else 0, 2 if bias >= 0 else 1):
         if part == 1:
             size, position, slope, decays = width, bias, bias_slope, head[at.DECAY_BIAS]
@@ -188,16 +194,27 @@ def apply(arena, head, tile, slope, bias_slope, scalars, clip, descended, copied
             decays,
             tile[at.TILE_OUTPUTS],
         )
-    if copied and tile[at.TILE_LAYER] > 0:
+    if copied and is_dense and tile[at.TILE_LAYER] >= head[at.BACK_TO]:
         transpose_tile(arena, head, tile)
 
 
 @glue
-def tile_update(arena, head, tile, scalars, clip, copied):
+def tile_update(arena, head, layers, tile, batch, scalars, clip, copied):
     """Optimizer update of one tile whose gradient stands in the gradient region."""
     slope, bias_slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT], head[at.GRADIENT]
     bias_slope += tile[at.TILE_BIAS]
     apply(arena, head, tile, slope, bias_slope, scalars, clip, False, copied)
+    follow_batch(arena, layers, tile, batch)
+
+
+@glue
+def vector_step(arena, head, layers, tile, batch, scalars, scratch):
+    """Gradient and update of a tile of vectors in one visit."""
+    bias_slope = scratch + lanes(arena)
+    bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
+    vector_gradient(arena, head, layers, tile, batch, scratch, bias_out)
+    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, False, False)
+    follow_batch(arena, layers, tile, batch)
 
 
 @glue

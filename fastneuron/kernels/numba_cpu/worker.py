@@ -15,10 +15,9 @@ from fastneuron.kernels.numba_cpu.bounds import certainly_finite
 from fastneuron.kernels.numba_cpu.few import few_rows_step
 from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
+from fastneuron.kernels.numba_cpu.norms import norm_forward
 from fastneuron.kernels.numba_cpu.passes import panels, phase_a
-from fastneuron.kernels.numba_cpu.rows import (
-    layer_forward,
-)
+from fastneuron.kernels.numba_cpu.rows import layer_forward
 from fastneuron.kernels.numba_cpu.sums import sum_of_rows
 from fastneuron.kernels.numba_cpu.sync import barrier, draw
 from fastneuron.kernels.numba_cpu.target import lanes
@@ -28,6 +27,7 @@ from fastneuron.kernels.numba_cpu.tiles import (
     tile_step,
     tile_update,
     transpose_tile,
+    vector_step,
 )
 from fastneuron.kernels.numba_cpu.views import copy, row, run
 from fastneuron.kernels.stages import BACKWARD, INPUT_DELTA, STATUS, STEPS, TICKETS, UPDATE
@@ -48,6 +48,12 @@ def clip_scale(squares, limit):
         return 1.0
     norm = math.sqrt(squares)
     return limit / norm if norm > limit else 1.0
+
+
+@inner
+def first_tile(head, layers, index):
+    """Number of a layer's first tile; of all tiles where there is no such layer."""
+    return layers[index, at.FIRST_TILE] if index < head[at.N_LAYERS] else head[at.N_TILES]
 
 
 @glue
@@ -76,15 +82,17 @@ def step(
     few = batch <= head[at.FEW]
     refresh = stages & BACKWARD and not few and head[at.STALE]
     if refresh or (stages & INPUT_DELTA and not few):
-        # Layer 0's transposed copy is not kept up in training: make it for this step.
-        own = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
+        # Copies that training does not read are not kept up in it: make them for this step.
+        own = first_tile(head, layers, head[at.BACK_TO])
         first = 0 if stages & INPUT_DELTA else own
         end = head[at.N_TILES] if refresh else own
         while True:
             ticket = first + draw(words, tid, n_threads, end - first)
             if ticket >= end:
                 break
-            transpose_tile(arena, head, row(tiles, ticket))
+            tile = row(tiles, ticket)
+            if tile[at.TILE_KIND] == at.DENSE:
+                transpose_tile(arena, head, tile)
         if not barrier(words, n_threads):
             return False
     slim = head[at.SLIM_LAYERS] > 0 and batch >= at.SLIM_ROWS
@@ -99,6 +107,7 @@ def step(
         targets,
         weight,
         samples,
+        scalars,
         words,
         tid,
         n_threads,
@@ -120,20 +129,24 @@ def step(
             words[STATUS] = _LOSS_NOT_FINITE
     # All threads read the same words, and find the same.
     if one_visit and certainly_finite(arena, head, layers, batch, stages & WITH_LOSS, n_threads):
-        first_tiles = layers[1, at.FIRST_TILE] if head[at.N_LAYERS] > 1 else head[at.N_TILES]
+        first_tiles = first_tile(head, layers, 1)
         while True:
             ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
+            tile = row(tiles, ticket)
+            if tile[at.TILE_KIND] != at.DENSE:
+                vector_step(arena, head, layers, tile, batch, scalars, scratch)
+                continue
             if few:
-                few_rows_step(arena, head, row(tiles, ticket), batch, scalars, scratch)
+                few_rows_step(arena, head, tile, batch, scalars, scratch)
                 continue
             tile_step(
                 arena,
                 head,
                 layers,
                 slim,
-                row(tiles, ticket),
+                tile,
                 batch,
                 scalars,
                 scratch,
@@ -170,7 +183,8 @@ def step(
             ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
-            tile_update(arena, head, row(tiles, ticket), scalars, clip, not few)
+            tile = row(tiles, ticket)
+            tile_update(arena, head, layers, tile, batch, scalars, clip, not few)
         if not barrier(words, n_threads):
             return False
         if tid == 0:
@@ -251,9 +265,11 @@ def infer(arena, head, layers, x, out, words, tid, n_threads):
             layer = row(layers, index)
             a, z = layer[at.INFER_IN] + own, layer[at.INFER_OUT] + own
             end = panels(layer[at.OUTPUTS], width)
-            layer_forward(
-                arena, head, layer, np.int64(0), end, a, z, z, stride, n_rows, np.int64(-1)
-            )
+            start, none = np.int64(0), np.int64(-1)
+            if layer[at.KIND] == at.DENSE:
+                layer_forward(arena, head, layer, start, end, a, z, z, stride, n_rows, none)
+            elif layer[at.KIND] != at.DROPOUT:
+                norm_forward(arena, head, layer, start, end, a, z, z, stride, none, n_rows, none)
         result = layers[n_layers - 1, at.INFER_OUT] + own
         for r in range(n_rows):
             target = row(out, first + r)
