@@ -8,22 +8,27 @@ import numpy as np
 import pytest
 
 from fastneuron.backends import Backend
-from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.kernels.contract import Engine, Status
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import RATE, SGD, Adam
-from fastneuron.schedules import Horizon
 from fastneuron.spec import NetworkSpec
 from fastneuron.testing import (
     Case,
+    assert_parameters,
     assert_within,
     batches,
+    check_step,
     draw_inputs,
     draw_parameters,
     exact,
+    flat,
     generated_cases,
     integer_case,
     loaded,
+    run_steps,
+    scalars_of,
+    state_of,
     training_step,
     updated,
 )
@@ -42,52 +47,6 @@ def engine_of(backend: Backend, case: Case, **options: Any) -> Engine:
     return loaded(backend.engine(case.spec, case.loss, case.optimizer, **options), case)
 
 
-def scalars_of(case: Case, steps: int, first: int = 0) -> Any:
-    rates = case.optimizer.schedule.rates(first, steps, Horizon(steps, steps))
-    return case.optimizer.scalars(first, rates)
-
-
-def run(engine: Engine, case: Case, order: Any, bounds: Any, scalars: Any) -> Any:
-    losses = np.full(len(bounds) - 1, np.nan)
-    bounds = np.ascontiguousarray(bounds)
-    outcome = engine.run(case.x, case.y, case.weight, order, bounds, scalars, losses)
-    assert outcome.status is Status.OK or outcome.status == Status.OK
-    assert outcome.steps == len(losses)
-    return losses
-
-
-def flat(parameters: Parameters) -> Any:
-    return np.concatenate([a.ravel() for pair in parameters for a in pair if a is not None])
-
-
-def state(engine: Engine) -> bytes:
-    return b"".join(flat(p).tobytes() for p in [engine.export(), *engine.export_moments()])
-
-
-def assert_parameters(got: Parameters, want: Any, what: str) -> float:
-    worst = 0.0
-    for i, (pair, bounded) in enumerate(zip(got, want, strict=True)):
-        for name, array, bound in zip(("weight", "bias"), pair, bounded, strict=True):
-            assert (array is None) == (bound is None)
-            if array is not None:
-                worst = max(worst, assert_within(array, bound, f"{what}: {name} of layer {i}"))
-    return worst
-
-
-def check_step(engine: Engine, case: Case, rows: Any, scalars: Any, what: str) -> None:
-    """Run one step and compare loss, parameters and moments with the bounded reference step."""
-    before, moments = engine.export(), engine.export_moments()
-    weight = None if case.weight is None else case.weight[rows]
-    want = training_step(case.spec, case.loss, before, case.x[rows], case.y[rows], weight)
-    new, new_moments = updated(case.spec, case.optimizer, before, want.gradients, moments, scalars)
-    bounds = np.array([0, len(rows)], np.int64)
-    losses = run(engine, case, rows, bounds, scalars[None])
-    assert_within(losses[0], want.loss, f"{what}: loss")
-    assert_parameters(engine.export(), new, what)
-    for got, bounded in zip(engine.export_moments(), new_moments, strict=True):
-        assert_parameters(got, bounded, f"{what}: moment")
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_generated_network_through_200_steps(backend: Backend, case: Case) -> None:
     engine = engine_of(backend, case, batch_size=case.batch)
@@ -102,17 +61,17 @@ def test_generated_network_through_200_steps(backend: Backend, case: Case) -> No
             weight = None if case.weight is None else case.weight[rows]
             x, y = case.x[rows], case.y[rows]
             want = training_step(case.spec, case.loss, engine.export(), x, y, weight)
-            untouched = state(engine)
+            untouched = state_of(engine)
             loss, gradients = engine.gradients(x, y, weight)
             assert_within(loss, want.loss, f"{what}: loss of gradients()")
             assert_parameters(gradients, want.gradients, f"{what}: gradient")
             assert_within(engine.forward(x), want.out, f"{what}: output")
-            assert state(engine) == untouched
+            assert state_of(engine) == untouched
         check_step(engine, case, rows, scalars[step], what)
         step += 1
         if every > 1:  # the steps between, in one call
             stop = min(step + every - 1, STEPS)
-            run(engine, case, order, bounds[step : stop + 1], scalars[step:stop])
+            run_steps(engine, case, order, bounds[step : stop + 1], scalars[step:stop])
             step = stop
 
 
@@ -161,11 +120,14 @@ def test_chunks_do_not_change_a_bit(backend: Backend, case: Case) -> None:
     order, bounds = batches(len(case.x), case.batch, steps, np.random.default_rng(2))
     scalars = scalars_of(case, steps)
     whole = engine_of(backend, case, batch_size=case.batch)
-    want = run(whole, case, order, bounds, scalars)
+    want = run_steps(whole, case, order, bounds, scalars)
     single = engine_of(backend, case, batch_size=case.batch)
-    got = [run(single, case, order, bounds[s : s + 2], scalars[s : s + 1])[0] for s in range(steps)]
+    got = [
+        run_steps(single, case, order, bounds[s : s + 2], scalars[s : s + 1])[0]
+        for s in range(steps)
+    ]
     np.testing.assert_array_equal(got, want)
-    assert state(single) == state(whole)
+    assert state_of(single) == state_of(whole)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -180,7 +142,7 @@ def test_integer_step_is_exact(backend: Backend, bias: bool, dtype: str) -> None
         assert loss == want.loss.value
         rate = case.optimizer.learning_rate
         assert isinstance(rate, float)
-        run(engine, case, np.arange(16), np.array([0, 16]), scalars_of(case, 1))
+        run_steps(engine, case, np.arange(16), np.array([0, 16]), scalars_of(case, 1))
         new = engine.export()
         for i, (wanted, before) in enumerate(zip(want.gradients, case.parameters, strict=True)):
             for got_g, got_p, g, p in zip(gradients[i], new[i], wanted, before, strict=True):
@@ -233,15 +195,15 @@ def test_moments_resume_to_the_bit(backend: Backend, optimizer: Any) -> None:
     order, bounds = batches(len(case.x), case.batch, 8, np.random.default_rng(3))
     scalars = scalars_of(case, 8)
     through = engine_of(backend, case)
-    run(through, case, order, bounds, scalars)
+    run_steps(through, case, order, bounds, scalars)
     first = engine_of(backend, case)
-    run(first, case, order, bounds[:5], scalars[:4])
+    run_steps(first, case, order, bounds[:5], scalars[:4])
     second = backend.engine(case.spec, case.loss, optimizer)
     second.load(first.export())
     second.load_moments(first.export_moments())
     assert len(first.export_moments()) == optimizer.n_moments
-    run(second, case, order, bounds[4:], scalars[4:])
-    assert state(second) == state(through)
+    run_steps(second, case, order, bounds[4:], scalars[4:])
+    assert state_of(second) == state_of(through)
 
 
 def failing(kind: str, dtype: str = "float32") -> Case:
@@ -278,22 +240,24 @@ def test_a_step_that_is_not_finite_is_not_applied(backend: Backend, kind: str) -
     assert np.isfinite(losses[2]) == (kind == "gradient")
     np.testing.assert_array_equal(losses[3:], 7.0)
     whole = engine_of(backend, case)
-    np.testing.assert_array_equal(run(whole, case, order, bounds[:3], scalars[:2]), losses[:2])
-    assert state(engine) == state(whole)
+    np.testing.assert_array_equal(
+        run_steps(whole, case, order, bounds[:3], scalars[:2]), losses[:2]
+    )
+    assert state_of(engine) == state_of(whole)
     # The engine goes on from there.
-    run(engine, case, order, bounds[3:], scalars[2:4])
-    assert np.isfinite(flat(engine.export())).all()
+    run_steps(engine, case, order, bounds[3:], scalars[2:4])
+    assert all(np.isfinite(array).all() for array in flat(engine.export()))
 
 
 def test_update_with_a_gradient_that_is_not_finite(backend: Backend) -> None:
     case = CASES[4]
     engine = engine_of(backend, case)
-    before = state(engine)
+    before = state_of(engine)
     out = engine.forward_keep(case.x[:3])
     dout = np.full_like(out, np.nan)
     _, outcome = engine.update(dout, scalars_of(case, 1)[0])
     assert (outcome.status, outcome.steps) == (Status.GRADIENT_NOT_FINITE, 0)
-    assert state(engine) == before
+    assert state_of(engine) == before
 
 
 def test_batches_that_grow(backend: Backend) -> None:
@@ -308,8 +272,8 @@ def test_batches_that_grow(backend: Backend) -> None:
         rows = order[bounds[s] : bounds[s + 1]]
         check_step(small, case, rows, scalars[s], f"batch of {sizes[s]}")
     large = engine_of(backend, case, batch_size=40)
-    run(large, case, order, bounds, scalars)
-    assert state(small) == state(large)
+    run_steps(large, case, order, bounds, scalars)
+    assert state_of(small) == state_of(large)
 
 
 def test_forward_of_no_rows(backend: Backend) -> None:
@@ -322,7 +286,7 @@ def test_forward_of_no_rows(backend: Backend) -> None:
 def test_exports_are_copies(backend: Backend) -> None:
     case = CASES[4]
     engine = engine_of(backend, case)
-    before = state(engine)
+    before = state_of(engine)
     for weight, bias in [*engine.export(), *(p for m in engine.export_moments() for p in m)]:
         weight[...] = 7
         if bias is not None:
@@ -331,12 +295,12 @@ def test_exports_are_copies(backend: Backend) -> None:
     kept = out.copy()
     engine.forward(case.x[::-1].copy())
     np.testing.assert_array_equal(out, kept)
-    assert state(engine) == before
+    assert state_of(engine) == before
     given = [(w.copy(), None if b is None else b.copy()) for w, b in case.parameters]
     engine.load(given)
     for weight, _ in given:
         weight[...] = 9
-    assert state(engine) == before
+    assert state_of(engine) == before
 
 
 def test_inputs_are_left_alone(backend: Backend) -> None:
@@ -353,7 +317,7 @@ def test_inputs_are_left_alone(backend: Backend) -> None:
         losses = np.zeros(3)
         x, y, weight, order, bounds, scalars = frozen
         assert engine.run(x, y, weight, order, bounds, scalars, losses).status == Status.OK
-        np.testing.assert_array_equal(losses, run(plain, case, order, bounds, scalars))
+        np.testing.assert_array_equal(losses, run_steps(plain, case, order, bounds, scalars))
         np.testing.assert_array_equal(engine.forward(x), plain.forward(case.x))
         engine.forward_keep(x)
         dout = np.ones((len(x), case.spec.out_features), x.dtype)
@@ -364,16 +328,16 @@ def test_inputs_are_left_alone(backend: Backend) -> None:
         for array in frozen:
             if array is not None:
                 array.flags.writeable = True
-    assert state(engine) != state(plain)
+    assert state_of(engine) != state_of(plain)
 
 
 def test_learning_rate_zero_changes_no_bit(backend: Backend) -> None:
     for case in CASES[:8]:
         engine = engine_of(backend, case)
-        before = flat(engine.export()).tobytes()
+        before = b"".join(array.tobytes() for array in flat(engine.export()))
         scalars = scalars_of(case, 2)
         scalars[:, RATE] = 0
         scalars[:, 2] = 0  # AdamW's shrinking is lr times decay
         order, bounds = batches(len(case.x), case.batch, 2, np.random.default_rng(0))
-        run(engine, case, order, bounds, scalars)
-        assert flat(engine.export()).tobytes() == before
+        run_steps(engine, case, order, bounds, scalars)
+        assert b"".join(array.tobytes() for array in flat(engine.export())) == before

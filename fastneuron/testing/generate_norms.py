@@ -25,7 +25,7 @@ from fastneuron.testing.generate import (
 __all__ = ["EXACT_EPSILON", "draw_statistics", "generated_norm_cases", "integer_norm_case"]
 
 #: What stands between two dense layers: B batch, L layer, F frozen batch normalisation, D dropout.
-MOTIFS = ("B", "L", "D", "BD", "F", "DL", "LB", "DB", "BB", "FD", "BFL", "LD")
+MOTIFS = ("B", "L", "D", "BD", "F", "DL", "BL", "DB", "BB", "FD", "LBF", "LD")
 WIDTHS = (17, 64, 5, 130, 32, 1, 9, 300, 2, 48)
 BATCHES = (16, 33, 5, 130, 2, 300, 7, 64, 12, 257)
 #: Of the dense layers and of the normalisations that train. "bias" makes a layer whose weight is
