@@ -20,6 +20,8 @@ from fastneuron.errors import FastneuronError
 ACTIVATIONS = (
     "identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh",
 )  # fmt: skip
+BIAS_INITIALIZERS = ("zeros", "uniform", "normal", "class_prior")
+NORMS = ("none", "batch", "layer")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
 DTYPES = ("float32", "float64")
@@ -152,7 +154,24 @@ def _parser() -> argparse.ArgumentParser:
         "--activation", choices=ACTIVATIONS, default="relu", metavar="NAME",
         help=f"of the hidden layers (%(default)s): {', '.join(ACTIVATIONS)}",
     )  # fmt: skip
-    network.add_argument("--no-bias", action="store_true", help="leave every bias out")
+    network.add_argument(
+        "--norm", choices=NORMS, default="none", metavar="NAME",
+        help=f"normalisation of the hidden layers (%(default)s): {', '.join(NORMS)}",
+    )  # fmt: skip
+    network.add_argument(
+        "--dropout", type=_share, default=0.0, metavar="SHARE",
+        help="share of the hidden layers' numbers that each step drops (%(default)s)",
+    )  # fmt: skip
+    network.add_argument(
+        "--bias", action=argparse.BooleanOptionalAction,
+        help="keep every bias, or leave every one out (all but those that --norm batch would take "
+        "away)",
+    )  # fmt: skip
+    network.add_argument(
+        "--bias-init", choices=BIAS_INITIALIZERS, default="zeros", metavar="NAME",
+        help=f"where biases start (%(default)s): {', '.join(BIAS_INITIALIZERS)} (of the output "
+        "layer: the classes' frequencies)",
+    )  # fmt: skip
     training = train.add_argument_group("training")
     training.add_argument(
         "--optimizer", choices=OPTIMIZERS, default="adam", metavar="NAME",

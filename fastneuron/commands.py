@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from fastneuron import backends, files, warmup
 from fastneuron.callbacks import EarlyStopping
 from fastneuron.datasets import stratified_split
+from fastneuron.elision import ELISION
 from fastneuron.errors import DataError, FastneuronError, ModelFileError
 from fastneuron.fitting import History
+from fastneuron.layers import Dense
 from fastneuron.network import Sequential, load, mlp
 from fastneuron.optimizers import OPTIMIZERS
 from fastneuron.places import cache_directory
@@ -53,11 +55,16 @@ def train(options: argparse.Namespace) -> None:
         text=options.text,
     )
     X, y = preprocessing.inputs(table), preprocessing.targets(table)
+    ELISION.silence()  # `_describe_network` says it in the command's words
+    widths = [preprocessing.n_features, *options.hidden, preprocessing.target.width]
     net = mlp(
-        [preprocessing.n_features, *options.hidden, preprocessing.target.width],
+        widths,
         activation=options.activation,
-        bias=not options.no_bias,
+        bias="auto" if options.bias is None else options.bias,
         seed=options.seed,
+        bias_init=options.bias_init,
+        norm=None if options.norm == "none" else options.norm,
+        dropout=options.dropout,
     )
     rate = {} if options.learning_rate is None else {"learning_rate": options.learning_rate}
     optimizer = OPTIMIZERS[options.optimizer](**rate)
@@ -65,7 +72,7 @@ def train(options: argparse.Namespace) -> None:
     if talk:
         print(_describe_table(table, preprocessing))
         print(
-            f"network {'-'.join(map(str, net.spec.sizes))}, {net.spec.n_parameters:,} parameters\n"
+            f"{_describe_network(net, widths, options)}\n"
             f"rows: {len(learn):,} to learn from, {len(watch):,} to watch",
             flush=True,
         )
@@ -179,6 +186,19 @@ def _describe_table(table: Table, preprocessing: Preprocessing) -> str:
     if texts:
         lines.append(f"columns of text, one input a category: {', '.join(texts)}")
     return "\n".join(lines)
+
+
+def _describe_network(net: Sequential, widths: list[int], options: argparse.Namespace) -> str:
+    text = f"network {'-'.join(map(str, widths))}"
+    if options.norm != "none":
+        text += f", {options.norm} normalisation"
+    if options.dropout:
+        text += f", dropout {options.dropout:g}"
+    text += f", {net.spec.n_parameters:,} parameters"
+    left_out = any(isinstance(layer, Dense) and not layer.bias for layer in net.spec.layers)
+    if options.bias is None and left_out:
+        text += "\nbiases before a batch normalisation have no effect: left out (--bias keeps them)"
+    return text
 
 
 def _result(

@@ -31,7 +31,8 @@ from fastneuron.trainer import mean_loss
 
 __all__ = ["Layer", "Sequential", "load", "mlp"]
 
-_NORMS = {"batch": BatchNorm, "layer": LayerNorm}
+#: What `mlp` can put after each hidden layer.
+NORMS = {"batch": BatchNorm, "layer": LayerNorm}
 
 
 class Sequential:
@@ -319,7 +320,7 @@ def mlp(
     widths = list(sizes)
     if len(widths) < 2:
         raise SpecError(f"sizes needs an input and an output width at least, got {widths!r}")
-    if norm is not None and norm not in _NORMS:
+    if norm not in (None, *NORMS):
         raise SpecError(f"norm must be None, 'batch' or 'layer', got {norm!r}")
     rate = checked_number("mlp", "dropout", dropout, 0, 1, open_high=True)
     hidden_init = "zeros" if BIAS_INITIALIZERS[bias_init].from_labels else bias_init
@@ -328,7 +329,7 @@ def mlp(
         first = "identity" if norm else activation
         layers.append(Dense(widths[i], width, first, bias, weight_init, hidden_init))
         if norm:
-            layers.append(_NORMS[norm](activation=activation))
+            layers.append(NORMS[norm](activation=activation))
         if rate:
             layers.append(Dropout(rate))
     layers.append(Dense(widths[-2], widths[-1], output_activation, bias, weight_init, bias_init))

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import fastneuron
-from fastneuron import backends, cli, demo, machine, places, warmup
+from fastneuron import backends, cli, demo, machine, network, places, warmup
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.cli import main
 from fastneuron.datasets import load_digits, make_linear
+from fastneuron.initializers import BIAS_INITIALIZERS
 from fastneuron.optimizers import OPTIMIZERS
 
 #: The reference backend starts at once; what the others compute is tested elsewhere.
@@ -86,6 +87,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_names_in_help_are_those_of_the_tables() -> None:
     assert tuple(ACTIVATIONS) == cli.ACTIVATIONS
     assert tuple(OPTIMIZERS) == cli.OPTIMIZERS
+    assert tuple(BIAS_INITIALIZERS) == cli.BIAS_INITIALIZERS
+    assert ("none", *network.NORMS) == cli.NORMS
     assert ("auto", *backends.NAMES) == cli.BACKENDS
     assert demo.EPOCHS == cli.DEMO_EPOCHS
     assert cli.DTYPES == warmup.DTYPES == machine.DTYPES
@@ -231,6 +234,54 @@ def test_other_options(
     assert f"model written to {out}" in capsys.readouterr().out
     net = fastneuron.load(out)
     assert (net.layers[0].bias is None) == ("--no-bias" in extra)
+
+
+@pytest.mark.parametrize(
+    ("extra", "biases", "said"),
+    [
+        (["--norm", "batch"], [None, 8, 3], "network 4-8-3, batch normalisation, 75 parameters"),
+        (["--norm", "batch", "--bias"], [8, 8, 3], "batch normalisation, 83 parameters"),
+        (["--norm", "batch", "--no-bias"], [None, 8, None], "batch normalisation, 72 parameters"),
+        (["--norm", "layer", "--dropout", "0.25"], [8, 8, None, 3], "layer normalisation, dropout"),
+        (["--dropout", "0.25", "--bias-init", "class_prior"], [8, None, 3], "dropout 0.25, 67"),
+    ],
+)
+def test_layers_between(
+    flowers: Path,
+    tmp_path: Path,
+    extra: list[str],
+    biases: list[int | None],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "m"
+    arguments = ["train", str(flowers), "--target", "species", "--out", str(out), *SMALL, *extra]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert said in shown.out
+    left_out = extra == ["--norm", "batch"]
+    assert ("biases before a batch normalisation have no effect: left out" in shown.out) is left_out
+    net = fastneuron.load(out)
+    assert [None if layer.bias is None else len(layer.bias) for layer in net.layers] == biases
+    assert main(["predict", str(out), str(flowers), *FAST]) == 0
+    assert capsys.readouterr().out.startswith("species\n")
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_layers_that_do_not_fit_are_one_line(
+    flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", flowers, "--target", "species", "--out", tmp_path / "m", "--quiet", *FAST]
+    shown = fails(capsys, *arguments, "--no-bias", "--bias-init", "class_prior")
+    assert "bias_init='class_prior', but it has bias=False" in shown
+    one = tmp_path / "one.csv"
+    one.write_text("a,y\n1,2.5\n")
+    arguments = ["train", one, "--target", "y", "--out", tmp_path / "m", "--quiet", *FAST]
+    assert "2 rows or more" in fails(capsys, *arguments, "--norm", "batch")
+    assert main(["train", str(flowers), "--target", "species", "--dropout", "1"]) == 2
+    assert main(["train", str(flowers), "--target", "species", "--norm", "group"]) == 2
 
 
 def test_one_row_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import stat
 import struct
 from pathlib import Path
@@ -62,6 +64,121 @@ def test_a_network_comes_back_bit_for_bit(tmp_path: Path, dtype: str) -> None:
         assert b.bias is not None
         assert a.bias.tobytes() == b.bias.tobytes()
     np.testing.assert_array_equal(got.predict(X), net.predict(X))
+
+
+def every_kind() -> fn.Sequential:
+    net = fn.Sequential(
+        fn.BatchNorm(3, momentum=0.25, epsilon=0.5, bias=False),
+        fn.Dense(3, 5),
+        fn.BatchNorm(activation="gelu", trainable="bias"),
+        fn.Dropout(0.25),
+        fn.Dense(out_features=4, activation="relu", bias=True, trainable=False),
+        fn.BatchNorm(trainable=False),
+        fn.LayerNorm(epsilon=0.25, trainable="weight"),
+        fn.Dense(out_features=2, bias_init="class_prior"),
+        seed=1,
+    )
+    rng = np.random.default_rng(3)
+    for i in (0, 2, 5):
+        features = net.layers[i].spec.out_features
+        net.layers[i].weight = rng.normal(size=features)
+        net.layers[i].running_mean = rng.normal(size=features)
+        net.layers[i].running_variance = rng.uniform(0.5, 2, features)
+    return net
+
+
+def test_every_kind_of_layer_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(9, 3))
+    net = every_kind()
+    fn.Trainer(net, "cross_entropy", backend="numpy").run(X, np.arange(9) % 2, epochs=2)
+    net.save(tmp_path / "m")
+    for got in (fn.load(tmp_path / "m"), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert got.spec == net.spec
+        for a, b in zip(got.layers, net.layers, strict=True):
+            for name in ("weight", "bias", "running_mean", "running_variance"):
+                want = getattr(b, name)
+                if want is None:
+                    assert getattr(a, name) is None
+                else:
+                    assert getattr(a, name).tobytes() == want.tobytes()
+        np.testing.assert_array_equal(got.forward(X), net.forward(X))
+        trained = [
+            fn.Trainer(twin, "cross_entropy", backend="numpy", seed=5).run(X, np.arange(9) % 2)
+            for twin in (got, copy.deepcopy(net))
+        ]
+        np.testing.assert_array_equal(*trained)
+
+
+def test_statistics_are_checked_like_parameters(tmp_path: Path) -> None:
+    net = every_kind()
+    good = tensors(net)
+    mean, variance = good["layers.2.running_mean"], good["layers.2.running_variance"]
+    metadata = {"fastneuron": description(net)}
+    (tmp_path / "m").write_bytes(to_bytes(good, metadata))
+    assert fn.load(tmp_path / "m").spec == net.spec
+    for changed, message in [
+        ({k: v for k, v in good.items() if k != "layers.2.running_mean"}, "layers.2.running_mean"),
+        (good | {"layers.1.running_mean": mean}, "layers.1.running_mean"),
+        (good | {"layers.1.bias": np.zeros(5, np.float32)}, "layers.1.bias"),
+        (good | {"layers.0.bias": np.zeros(3, np.float32)}, "layers.0.bias"),
+        (good | {"layers.3.weight": np.zeros(0, np.float32)}, "layers.3.weight"),
+        (good | {"layers.2.running_mean": mean[:4]}, "shape"),
+        (good | {"layers.2.running_mean": mean.astype(np.float64)}, "F64"),
+        (good | {"layers.2.running_mean": mean * np.float32(np.nan)}, "NaN"),
+        (good | {"layers.2.running_variance": variance - 3}, "below 0"),
+    ]:
+        refused(tmp_path / "t", to_bytes(changed, metadata), message)
+    layers = net.spec.to_json()["layers"]
+    for i, change, message in [
+        (0, {"epsilon": 0}, "epsilon"),
+        (0, {"momentum": 2}, "momentum"),
+        (0, {"trainable": "all"}, "trainable"),
+        (0, {"kind": "group_norm"}, "group_norm"),
+        (0, {"more": 1}, "more"),
+        (3, {"rate": 1}, "rate"),
+        (1, {"bias_init": "class_prior"}, "output layer"),
+    ]:
+        hostile = [*layers]
+        hostile[i] = hostile[i] | change
+        network = net.spec.to_json() | {"layers": hostile}
+        wrong = {"fastneuron": description(net, network=network)}
+        refused(tmp_path / "t", to_bytes(good, wrong), message)
+
+
+def test_a_file_of_the_first_version_loads(tmp_path: Path) -> None:
+    """As networks of dense layers were written before there were other kinds."""
+    network = {
+        "dtype": "float32",
+        "layers": [
+            {
+                "kind": "dense",
+                "in_features": 2,
+                "out_features": size,
+                "activation": "identity",
+                "bias": bias,
+                "weight_init": "auto",
+                "bias_init": "zeros",
+            }
+            for size, bias in ((2, True), (1, False))
+        ],
+    }
+    metadata = {
+        "format": "fastneuron-model",
+        "version": 1,
+        "network": network,
+        "loss": "mse",
+        "preprocessing": None,
+    }
+    old = {
+        "layers.0.weight": np.array([[1, 2], [3, 4]], np.float32),
+        "layers.0.bias": np.array([10, 20], np.float32),
+        "layers.1.weight": np.array([[1], [2]], np.float32),
+    }
+    (tmp_path / "old").write_bytes(to_bytes(old, {"fastneuron": json.dumps(metadata)}))
+    net = fn.load(tmp_path / "old")
+    np.testing.assert_array_equal(net.predict([[1, 1]]), [[14 + 2 * 26]])
+    assert net.spec.to_json() == network  # and they are still written so
+    assert net.layers[0].trainable is True
 
 
 def test_no_temporary_file_is_left(tmp_path: Path, net: fn.Sequential) -> None:

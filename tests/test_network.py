@@ -53,6 +53,64 @@ def test_mlp_has_the_layers_asked_for() -> None:
             fn.mlp(bad)  # type: ignore[arg-type]
 
 
+def test_mlp_takes_norms_dropout_and_biases() -> None:
+    net = fn.mlp([4, 8, 6, 2], "tanh", "sigmoid", norm="batch", dropout=0.25, seed=3)
+    want = fn.Sequential(
+        fn.Dense(4, 8),
+        fn.BatchNorm(activation="tanh"),
+        fn.Dropout(0.25),
+        fn.Dense(8, 6),
+        fn.BatchNorm(activation="tanh"),
+        fn.Dropout(0.25),
+        fn.Dense(6, 2, "sigmoid"),
+        seed=3,
+    )
+    assert net.spec == want.spec
+    for a, b in zip(net.layers, want.layers, strict=True):
+        np.testing.assert_array_equal(a.weight, b.weight)
+    kinds = [[layer.kind for layer in fn.mlp([4, 8, 2], **more).spec.layers] for more in CHOICES]
+    assert kinds == [
+        ["dense", "dense"],
+        ["dense", "layer_norm", "dense"],
+        ["dense", "dropout", "dense"],
+        ["dense", "batch_norm", "dropout", "dense"],
+    ]
+    assert fn.mlp([4, 2], norm="batch", dropout=0.5).spec == fn.mlp([4, 2]).spec
+    biases = {
+        bias: [layer.bias for layer in fn.mlp([4, 8, 2], bias=bias, norm="batch").spec.layers]
+        for bias in ("auto", True, False)
+    }
+    assert biases == {
+        "auto": [False, True, True],
+        True: [True, True, True],
+        False: [False, True, False],
+    }
+    prior = fn.mlp([4, 8, 2], bias_init="class_prior").spec.layers
+    assert [layer.bias_init for layer in prior] == ["zeros", "class_prior"]  # type: ignore
+    for wrong, message in [
+        ({"norm": "group"}, "norm must be None, 'batch' or 'layer', got 'group'"),
+        ({"norm": True}, "norm must be"),
+        ({"norm": ["batch"]}, "norm must be"),
+        ({"dropout": 1}, "dropout must be finite, at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"bias": "never"}, "bias must be True, False or 'auto'"),
+        ({"bias": False, "bias_init": "class_prior"}, "layer 1.*bias=False"),
+        ({"output_activation": "sigmoid", "bias_init": "class_prior"}, "layer 1.*'sigmoid'"),
+    ]:
+        with pytest.raises(fn.SpecError, match=message):
+            fn.mlp([4, 8, 2], **wrong)  # type: ignore[arg-type]
+    with pytest.raises(fn.UnknownNameError, match="class_prior"):
+        fn.mlp([4, 8, 2], bias_init="ones")
+
+
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"norm": "layer"},
+    {"dropout": 0.5},
+    {"norm": "batch", "dropout": 0.5},
+]
+
+
 def test_a_seed_decides_the_parameters() -> None:
     a, b, c = (fn.mlp([4, 5, 2], seed=seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(a.layers[0].weight, b.layers[0].weight)
@@ -250,6 +308,110 @@ def test_the_summary_counts_the_biases() -> None:
     assert "none" in text
     assert repr(net.layers[1]) == f"Layer({net.spec.layers[1]!r})"
     assert "in_features=20, out_features=2" in repr(net.layers[1])
+
+
+def test_the_summary_names_what_is_special() -> None:
+    net = fn.Sequential(
+        fn.Dropout(0.25, features=3),
+        fn.Dense(3, 4, bias=True, trainable=False),
+        fn.BatchNorm(trainable="bias"),
+        fn.Dense(4, 2, trainable="weight"),
+        seed=0,
+    )
+    kinds = [" ".join(row.split("  ")[1:4]).strip() for row in net.summary().splitlines()[1:-1]]
+    assert [kind.split("  ")[0].strip() for kind in kinds] == [
+        "dropout 0.25",
+        "dense, frozen",
+        "batch_norm, weight frozen",
+        "dense, bias frozen",
+    ]
+    assert "0 parameters (float32), 0 of them biases (0 %)" in repr(
+        fn.Sequential(fn.Dropout(features=3))
+    )
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fn.Dense(3, 4),
+        fn.Dense(out_features=4, activation="relu", bias=False, trainable="weight"),
+        fn.Dense(3, 4, "gelu", True, "he_normal", "uniform"),
+        fn.BatchNorm(),
+        fn.BatchNorm(5, "relu", momentum=0.5, epsilon=0.25, bias=False, trainable=False),
+        fn.LayerNorm(5, epsilon=0.25),
+        fn.Dropout(0.25),
+        fn.Dropout(features=7),
+    ],
+)
+def test_a_description_prints_as_it_is_written(layer: fn.Dense) -> None:
+    assert eval(repr(layer), vars(fn)) == layer
+
+
+# What steps change
+
+
+def assert_trained(net: fn.Sequential, want: list[tuple[bool, bool]], **how: Any) -> None:
+    """After a step the (weight, bias) of each layer have changed as wanted."""
+    before = [(layer.weight, layer.bias) for layer in net.layers]
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    how.get("trainer", fn.Trainer(net, "mse", "adam", backend="numpy")).step(X, X[:, 0])
+    got = [
+        ((layer.weight != w).all(), b is not None and (layer.bias != b).all())
+        for layer, (w, b) in zip(net.layers, before, strict=True)
+    ]
+    assert got == want
+
+
+def test_parts_are_frozen_and_thawed_at_any_time(tmp_path: Any) -> None:
+    net = fn.mlp([3, 4, 1], "tanh", seed=0, bias_init="normal")
+    early = fn.Trainer(net, "mse", "adam", backend="numpy")
+    assert [layer.trainable for layer in net.layers] == [True, True]
+    net.layers[0].trainable = False
+    net.layers[1].trainable = "bias"
+    assert [layer.spec.trainable for layer in net.layers] == [False, "bias"]
+    assert net.spec.layers[0].trainable is False
+    assert_trained(net, [(False, False), (False, True)])
+    # A trainer that exists goes on with what it was made for.
+    assert_trained(net, [(True, True), (True, True)], trainer=early)
+    net.save(tmp_path / "m")
+    for twin in (fn.load(tmp_path / "m"), copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert_trained(twin, [(False, False), (False, True)])
+        twin.layers[0].trainable = np.bool_(True)
+        assert twin.layers[0].trainable is True
+        assert_trained(twin, [(True, True), (False, True)])
+    assert net.layers[0].trainable is False
+    net.fit(np.ones((4, 3)), np.ones(4), loss="mse", backend="numpy")
+    np.testing.assert_array_equal(net.layers[0].weight, fn.load(tmp_path / "m").layers[0].weight)
+
+
+def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
+    net = fn.mlp([3, 4, 1], norm="batch", seed=0)
+    fn.Trainer(net, "mse", backend="numpy").step(np.eye(3), np.ones(3))
+    net.layers[1].trainable = False
+    mean = net.layers[1].running_mean
+    trainer = fn.Trainer(net, "mse", backend="numpy")
+    X = np.random.default_rng(0).normal(size=(8, 3))
+    np.testing.assert_array_equal(trainer.forward(X), net.forward(X))
+    trainer.step(X[:1], [1])  # one row is enough, since rows do not meet
+    np.testing.assert_array_equal(net.layers[1].running_mean, mean)
+    net.layers[1].trainable = True
+    fn.Trainer(net, "mse", backend="numpy").step(X, X[:, 0])
+    assert (net.layers[1].running_mean != mean).all()
+
+
+def test_what_cannot_be_trained_is_refused_and_nothing_changes() -> None:
+    net = fn.Sequential(fn.Dense(3, 4, bias=False), fn.Dropout(), seed=0)
+    spec = net.spec
+    for layer, value, message in [
+        (0, "bias", "trainable='bias', but it has bias=False"),
+        (0, "weights", "trainable must be True, False, 'weight' or 'bias', got 'weights'"),
+        (0, None, "trainable must be"),
+        (0, 1.0, "trainable must be"),
+        (1, True, r"layers\[1\]: a Dropout layer has nothing to train"),
+    ]:
+        with pytest.raises(fn.SpecError, match=message):
+            net.layers[layer].trainable = value  # type: ignore[assignment]
+    assert net.spec is spec
 
 
 def test_public_names_resolve() -> None:
