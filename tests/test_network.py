@@ -307,7 +307,7 @@ def test_the_summary_counts_the_biases() -> None:
     assert "660 parameters (float32), 20 of them biases (3 %)" in text
     assert "none" in text
     assert repr(net.layers[1]) == f"Layer({net.spec.layers[1]!r})"
-    assert "in_features=20, out_features=2" in repr(net.layers[1])
+    assert "Dense(20, 2, 'identity', bias=False)" in repr(net.layers[1])
 
 
 def test_the_summary_names_what_is_special() -> None:
