@@ -48,6 +48,11 @@ def mean(values: NDArray[np.float64] | None) -> float | None:
 
 def neurons(layers: Sequence[LayerHealth]) -> Iterator[str]:
     """Yield how many neurons of each layer are what."""
+    yield "dead: f' is 0 on every row; saturated: on 9 of 10, of an f flat at both ends; twins:"
+    yield "copies of another neuron; silent on 0: learns nothing from a row of zeros"
+    if any(layer.normalised for layer in layers):
+        yield "-: no activation; its neurons are judged at the normalisation after it"
+    yield ""
     head = ("layer", "activation", "neurons", "dead", "saturated", "twins", "silent on 0", "flat")
     units = ("", "", "", "", "", "", "", "[% of z]")
     rows = []

@@ -58,6 +58,8 @@ def twins(blocks: Sequence[Array], inputs: int) -> NDArray[np.int64]:
             float(np.square(np.diff(block[:, pair].astype(np.float64))).sum()) for block in blocks
         )
         same[i] = gap <= (near * size[i]) ** 2
+    if not same.any():  # np.unique, in its first use, takes 20 ms
+        return twin
     group = np.concatenate([[0], np.cumsum(~same)])
     for number in np.unique(group[1:][same]):
         members = order[group == number]
