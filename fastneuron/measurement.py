@@ -30,9 +30,9 @@ __all__ = ["measure"]
 #: Rows from which their own mean and variance say enough to hold running statistics against them: a
 #: mean is then right to an eighth of a deviation.
 ENOUGH = 64
-#: Running statistics have settled once so many times 1 / momentum steps were done, which leave 0.1 %
-#: of what they held before (a variance of 1, where one of 0.01 may be right); or after so many
-#: steps, whatever the momentum.
+#: Running statistics have settled once so many times 1 / momentum steps were done: 0.1 % is left of
+#: what they held before (a variance of 1, where one of 0.01 may be right). Or after so many steps,
+#: whatever the momentum.
 SETTLED, SETTLED_STEPS = 7.0, 1000.0
 
 # Values of z of one layer, taken evenly, that quantiles and histogram are made of: a quantile is
