@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from textwrap import wrap
 from typing import Any
@@ -75,6 +75,18 @@ def paired_ratio(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, lis
     return float(middle), [float(low), float(high)]
 
 
+def quotient(
+    what: str, results: Mapping[str, dict[str, Any]], one: str, other: str, goal: Goal = Goal()
+) -> Figure:
+    """Return how many times `other`'s time `one` takes, both of one race, or why nobody knows."""
+    for name in (other, one):
+        if "reason" in results[name]:
+            return unmeasured(what, results[name], goal)
+    ratio, quartiles = paired_ratio(results[one], results[other])
+    detail = {other: results[other], one: results[one], "quartiles": quartiles}
+    return Figure(what, ratio, "", goal, detail=detail)
+
+
 def table(part: str, run: dict[str, Any]) -> list[str]:
     """Return a part's figures as lines of at most 100 columns."""
     cores = run["cores"]
@@ -85,10 +97,11 @@ def table(part: str, run: dict[str, Any]) -> list[str]:
     lines = [f"{part}: {cores} core{'s' * (cores > 1)}{peak}"]
     if "skipped" in run:
         lines.append(f"   not measured: {run['skipped']}")
+    lines += [f"   {line}".rstrip() for line in run.get("lines", [])]
     words = {True: "met", False: "missed", None: ""}
     for figure in run.get("figures", []):
         value = figure["status"] if figure["value"] is None else number(figure["value"], ".3f")
-        value = {"wrong": "WRONG", "missing": "n/a"}.get(value, value)
+        value = {"wrong": "WRONG", "missing": "n/a", "unsupported": "n/a"}.get(value, value)
         lines.append(
             f"   {figure['what'][:62]:62}{value:>10} {figure['unit']:3}{figure['goal']:>9}"
             f"  {words[figure['met']]}".rstrip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
@@ -168,37 +168,49 @@ def block_seconds(forward: Forward, given: Sequence[Any], calls: int) -> float:
     return (time.perf_counter() - start) / (len(turns) * len(given))
 
 
+def rounds(
+    ready: Mapping[str, tuple[Forward, Sequence[Any]]], seconds: float, what: str, say: Say
+) -> dict[str, dict[str, Any]]:
+    """Return, by name, the median of interleaved rounds of calls, each on its own inputs."""
+    target = min(LONGEST_BLOCK, seconds / (ROUNDS * max(1, len(ready))))
+    calls = {
+        name: max(1, int(target / block_seconds(forward, given, 1)))
+        for name, (forward, given) in ready.items()
+    }
+    each: dict[str, list[float]] = {name: [] for name in ready}
+    shuffled = random.Random(2)
+    for turn in range(ROUNDS):
+        say(f"{what}: round {turn + 1} of {ROUNDS}")
+        for name in shuffled.sample(list(ready), len(ready)):
+            forward, given = ready[name]
+            block_seconds(forward, given, 1)
+            each[name].append(1e6 * block_seconds(forward, given, calls[name]))
+    results: dict[str, dict[str, Any]] = {}
+    for name, microseconds in each.items():
+        low, middle, high = map(float, np.percentile(microseconds, (25, 50, 75)))
+        found = {"microseconds": middle, "quartiles": [low, high], "each_round": microseconds}
+        results[name] = {"status": "ok"} | found
+    return results
+
+
 def race(
     sizes: Sequence[int], rows: int, kinds: Sequence[type[Forward]], seconds: float, say: Say
 ) -> dict[str, dict[str, Any]]:
     """Return, by library, the median of interleaved rounds of calls, or why there is none."""
     parameters, inputs = draw(sizes, rows)
+    what = f"forward of {rows} x {sizes}"
     results: dict[str, dict[str, Any]] = {}
-    ready: dict[str, tuple[Forward, list[Any], int]] = {}
-    target = min(LONGEST_BLOCK, seconds / (ROUNDS * len(kinds)))
+    ready: dict[str, tuple[Forward, list[Any]]] = {}
     for kind in kinds:
-        say(f"forward of {rows} x {sizes}: starting {kind.name}")
+        say(f"{what}: starting {kind.name}")
         try:
             forward = kind(parameters)
-            error = check(forward, parameters, inputs)
-            given = [forward.give(x) for x in inputs]
-            once = block_seconds(forward, given, 1)
+            results[kind.name] = {"error": check(forward, parameters, inputs)}
+            ready[kind.name] = forward, [forward.give(x) for x in inputs]
         except Exception as problem:  # whatever a library does, the others are measured
             results[kind.name] = failure(problem)
-            continue
-        ready[kind.name] = forward, given, max(1, int(target / once))
-        results[kind.name] = {"status": "ok", "error": error, "each_round": []}
-    shuffled = random.Random(2)
-    for turn in range(ROUNDS):
-        say(f"forward of {rows} x {sizes}: round {turn + 1} of {ROUNDS}")
-        for name in shuffled.sample(list(ready), len(ready)):
-            forward, given, calls = ready[name]
-            block_seconds(forward, given, 1)
-            each = results[name]["each_round"]
-            each.append(1e6 * block_seconds(forward, given, calls))
-    for name in ready:
-        low, middle, high = np.percentile(results[name]["each_round"], (25, 50, 75))
-        results[name] |= {"microseconds": float(middle), "quartiles": [float(low), float(high)]}
+    for name, result in rounds(ready, seconds, what, say).items():
+        results[name] |= result
     return results
 
 

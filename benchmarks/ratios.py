@@ -16,7 +16,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measure the clone it lies in
 
 from figures import faulty, table
+from folding import folding
 from forwards import forwards
+from layer_ratios import layers
 from neighbours import neighbours
 from pinned import machine, run_pinned, teller, usable_cores, write_json
 from starting import starts
@@ -40,6 +42,9 @@ PARTS = {
     "avx2": Part(avx2, "efficiency of code for AVX2", environment=avx2_environment()),
     "cython": Part(cython, "a step of the kernels in C over one of Numba's, rows of the table"),
     "cython2": Part(partial(cython, cores=2), "the same on two cores", cores=2),
+    "layers": Part(layers, "steps with normalisations, dropout, frozen layers; beside others"),
+    "layers2": Part(partial(layers, cores=2), "the same on two cores", cores=2),
+    "folding": Part(folding, "predictions before and after batch normalisations are folded"),
     "forward": Part(forwards, "forward from Python, beside other libraries and the peak"),
     "neighbour": Part(neighbours, "two threads beside a busy process, over alone", cores=2),
     "start": Part(starts, "process start to the first finished step"),

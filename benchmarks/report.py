@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
@@ -20,6 +21,19 @@ def cell(peer: dict[str, Any]) -> str:
     words = {"wrong": "WRONG", "unsupported": "n/a"}
     status = peer["status"]
     return number(peer["microseconds"]) if status == "ok" else words.get(status, status)
+
+
+def matrix(names: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return lines of each row's microseconds by peer, under the peers' names."""
+    heads = [name.replace("fastneuron-", "f-") for name in names]
+    widths = [max(10, len(head) + 1) for head in heads]
+    label = max(map(len, rows), default=0)
+    lines = [" " * label + "".join(f"{h:>{w}}" for h, w in zip(heads, widths, strict=True))]
+    for row, peers in rows.items():
+        cells = [cell(peers[name]) if name in peers else "missing" for name in names]
+        of_row = "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True))
+        lines.append(f"{row:{label}}{of_row}")
+    return lines
 
 
 def table(run: dict[str, Any], single: dict[str, Any] | None = None) -> list[str]:
@@ -48,13 +62,9 @@ def table(run: dict[str, Any], single: dict[str, Any] | None = None) -> list[str
             if "reason" in peer:
                 notes.append(f"{name}, row {i}: {peer['status']}: {peer['reason']}")
     names = [name for name in PEERS if name in run["versions"] or name in run["missing"]]
-    heads = [name.replace("fastneuron-", "f-") for name in names]
-    widths = [max(10, len(head) + 1) for head in heads]
     lines += ["", "microseconds a step (median)"]
-    lines.append("   " + "".join(f"{h:>{w}}" for h, w in zip(heads, widths, strict=True)))
-    for i, row in enumerate(run["rows"], 1):
-        cells = [cell(row["peers"][n]) if n in row["peers"] else "missing" for n in names]
-        lines.append(f"{i:2} " + "".join(f"{c:>{w}}" for c, w in zip(cells, widths, strict=True)))
+    rows = {f"{i:2} ": row["peers"] for i, row in enumerate(run["rows"], 1)}
+    lines += matrix(names, rows)
     for note in notes:
         lines += wrap(note, 100, subsequent_indent="    ")
     return lines

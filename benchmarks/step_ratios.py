@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from figures import Figure, Goal, at_least, at_most, paired_ratio, report, unmeasured
+from figures import Figure, Goal, at_least, at_most, quotient, report, unmeasured
 from judging import Contestant, Say, floor_microseconds, race
 from ours import FastneuronCython, FastneuronNumba
 from peak import try_peak
@@ -30,30 +30,20 @@ AVX2 = (
 )  # fmt: skip
 
 
-def _compare(
-    entered: Sequence[Contestant], base: str, cores: int, seconds: float, say: Say
+def compare(
+    entered: Sequence[Contestant], cores: int, seconds: float, say: Say
 ) -> dict[str, dict[str, Any]]:
-    results = race(entered, cores, seconds * len(entered) / 2, say, ROUNDS)
-    if "each_round" in results[base]:
-        for result in results.values():
-            if "each_round" in result:
-                result["ratio"], result["ratio_quartiles"] = paired_ratio(result, results[base])
-    return results
+    """Race for differences of one in a hundred; `seconds` are for two contestants."""
+    return race(entered, cores, seconds * len(entered) / 2, say, ROUNDS)
 
 
 def _figures(
     results: dict[str, dict[str, Any]], base: str, goals: dict[str, Goal], label: str
 ) -> list[Figure]:
-    figures = []
-    for name, goal in goals.items():
-        what = f"{label}: {name} over {base}"
-        bad = next((results[n] for n in (base, name) if "ratio" not in results[n]), None)
-        if bad is not None and "reason" in bad:
-            figures.append(unmeasured(what, bad, goal))
-            continue
-        detail = {base: results[base], name: results[name]}
-        figures.append(Figure(what, results[name]["ratio"], "", goal, detail=detail))
-    return figures
+    return [
+        quotient(f"{label}: {name} over {base}", results, name, base, goal)
+        for name, goal in goals.items()
+    ]
 
 
 def activations(
@@ -67,7 +57,7 @@ def activations(
     for row, bound in rows:
         versions = {name: replace(row, activation=name) for name in ACTIVATIONS}
         entered = [Contestant(name, kind, version) for name, version in versions.items()]
-        results = _compare(entered, "relu", 1, seconds, say)
+        results = compare(entered, 1, seconds, say)
         goals = {name: at_most(bound if name in ASKED else None) for name in ACTIVATIONS[1:]}
         figures += _figures(results, "relu", goals, row.label)
     return report(figures)
@@ -84,7 +74,7 @@ def biases(
     for row, bound in rows:
         without = replace(row, bias=False)
         entered = [Contestant("bias", kind, row), Contestant("nobias", kind, without)]
-        results = _compare(entered, "nobias", 1, seconds, say)
+        results = compare(entered, 1, seconds, say)
         figures += _figures(results, "nobias", {"bias": at_most(bound)}, row.label)
     return report(figures)
 
@@ -101,7 +91,7 @@ def cython(
     for row in rows:
         pairs = zip(("cython", "numba"), kinds, strict=True)
         entered = [Contestant(name, kind, row) for name, kind in pairs]
-        results = _compare(entered, "numba", cores, seconds, say)
+        results = compare(entered, cores, seconds, say)
         figures += _figures(results, "numba", {"cython": at_most(CYTHON_GOAL)}, row.label)
     return report(figures)
 

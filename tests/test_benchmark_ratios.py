@@ -74,10 +74,11 @@ def test_every_goal_of_the_engine_has_its_figure(rooms: dict[str, ModuleType]) -
     steps = rooms["step_ratios"]
     assert [bound for _, bound in steps.ACTIVATION_GOALS] == [1.10, 1.6]
     assert [bound for _, bound in steps.BIAS_GOALS] == [1.01] * 4 + [1.05] * 4
+    assert rooms["layer_ratios"].VARIANTS["batch_norm"] == 1.12
     assert [row for row, _ in steps.BIAS_GOALS] == list(rooms["problems"].TABLE)
     assert set(rooms["ratios"].PARTS) == {
-        "activations", "bias", "float64", "avx2", "cython", "cython2", "forward", "neighbour",
-        "start",
+        "activations", "bias", "float64", "avx2", "cython", "cython2", "layers", "layers2",
+        "folding", "forward", "neighbour", "start",
     }  # fmt: skip
 
 
