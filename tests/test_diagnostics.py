@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastneuron as fn
-from fastneuron import backends, diagnostics, health
+from fastneuron import backends, diagnostics
 from fastneuron.callbacks import chunk_end_of, epoch_end_of
 from fastneuron.datasets import load_digits
 from fastneuron.errors import DataError, SpecError
