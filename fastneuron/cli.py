@@ -28,7 +28,7 @@ DTYPES = ("float32", "float64")
 DEMO_EPOCHS = 40
 TOPICS = (
     "threshold", "hyperplane", "zeros", "line", "intercept", "gradient", "ones", "saturation",
-    "symmetry", "batchnorm",
+    "symmetry", "batchnorm", "prior",
 )  # fmt: skip
 
 DONE, FAILED, USAGE = 0, 1, 2

@@ -11,7 +11,10 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.cli import main
+from fastneuron.elision import Elision
 from fastneuron.explain import TOPICS
+from fastneuron.layers import BatchNorm, Dense, Dropout
+from fastneuron.spec import NetworkSpec
 
 GUIDE = Path(__file__).parents[1] / "docs" / "bias.md"
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
@@ -99,7 +102,7 @@ def test_every_python_block_runs_and_prints_what_stands_under_it(
         want = found[i + 1][2] if i + 1 < len(found) and found[i + 1][1] == "text" else ""
         assert_same(printed, want)
         compared += bool(want)
-    assert compared >= 3
+    assert compared >= 6
 
 
 def test_the_blocks_that_draw_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +129,16 @@ def test_every_figure_that_is_named_is_written(tmp_path: Path) -> None:
     assert sorted(named) == sorted(path.name for path in tmp_path.iterdir())
     for path in tmp_path.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_line_about_elision_is_the_one_that_is_said(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    layers = [Dense(64, 32), BatchNorm(activation="relu"), Dropout(0.1), Dense(out_features=10)]
+    Elision().note(layers, NetworkSpec.chain(layers))
+    shown = re.search(r"^    (fastneuron: .*?)\n\n", GUIDE.read_text("utf-8"), re.M | re.S)
+    assert shown is not None
+    assert " ".join(shown[1].split()) == capsys.readouterr().err.strip()
 
 
 def test_lines_fit_a_page() -> None:

@@ -201,14 +201,47 @@ def test_symmetry(backend: backends.Backend) -> None:
 
 def test_batchnorm(backend: backends.Backend) -> None:
     got = explain.run("batchnorm", backend.name).values
-    assert got["difference"] == 0
+    # All of these are exact: z has mean 4 + b and variance 16, and sums of dL/da are whole numbers.
+    assert got["difference"] == got["difference_predicted"] == 0
     assert got["db_with"] == [[0.0, 0.0]] * 3
-    assert got["db_without"] == [[8.0, 8.0]] * 3
+    assert got["db_without"] == got["dbeta"] == [[8.0, 8.0]] * 3
+    assert got["running_mean"] == [[4.0, 4.0], [5.0, 5.0], [-60.0, -60.0]]
     assert got["mean_with_beta"] == 3
+    assert got["biases"] == {"kept": 4 * 32 + 3, "left out": 2 * 32 + 3}
+    kept, without = (np.array(got["losses"][name]) for name in ("kept", "left out"))
+    # A bias that moves by rounding alone moves outputs by rounding alone. 100 steps of float32
+    # keep that below a thousandth of a loss that falls to a tenth.
+    np.testing.assert_allclose(kept, without, rtol=1e-3)
+    assert kept[-1] < kept[0] / 4
+    # What the kept bias was moved by: sums of 30 deltas below 1, 100 steps of rate 1 in all.
+    assert got["largest_kept"] <= 100 * 30 * EPS
+
+
+def test_prior(backend: backends.Backend) -> None:
+    got = explain.run("prior", backend.name).values
+    entropy = -(0.02 * math.log(0.02) + 0.98 * math.log(0.98))
+    assert got["entropy"] == pytest.approx(entropy, rel=1e-12)
+    # 100 of 5,000 rows are positive, half a row more is counted for each answer.
+    want = math.log(100.5 / 4900.5)
+    assert got["bias"] == {"bias 0": 0, "class prior": pytest.approx(want, rel=EPS)}
+    assert abs(got["first"]["class prior"] - 0.02) < 0.01
+    assert got["first"]["bias 0"] > 0.4
+    loss = got["losses"]
+    slow, sooner = loss["Adam(0.001), bias 0"], loss["Adam(0.001), class prior"]
+    assert slow[0] == pytest.approx(math.log(2), rel=0.02)
+    assert sooner[0] == pytest.approx(entropy, rel=0.02)
+    # What the text says of them.
+    assert min(slow) > sooner[0]
+    assert (np.array(sooner) < slow).all()
+    fast, at_once = (loss[f"SGD(0.1, momentum=0.9), {start}"] for start in got["bias"])
+    assert at_once[1] < fast[1] < at_once[0]
+    assert at_once[-1] == pytest.approx(fast[-1], rel=0.05)
 
 
 def test_an_unknown_topic_lists_what_there_is() -> None:
-    with pytest.raises(UnknownNameError, match=r"did you mean 'zeros'.*threshold.*batchnorm"):
+    with pytest.raises(
+        UnknownNameError, match=r"did you mean 'zeros'.*threshold.*, prior"
+    ):
         explain.run("zero")
 
 

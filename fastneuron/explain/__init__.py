@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastneuron import backends
-from fastneuron.explain import as_weight, normalised, regression, shift, training
+from fastneuron.explain import as_weight, normalised, prior, regression, shift, training
 from fastneuron.explain.explanation import Explanation, Topic
 from fastneuron.registry import Registry
 
@@ -27,6 +27,7 @@ for _name, _title, _compute in (
     ("saturation", "A saturated neuron's bias stops moving", training.saturation),
     ("symmetry", "All-zero biases train, all-zero weights do not", training.symmetry),
     ("batchnorm", "Batch normalisation makes the bias before it redundant", normalised.batchnorm),
+    ("prior", "An output bias that starts at the class frequencies", prior.prior),
 ):
     TOPICS.register(_name, Topic(_title, _compute))
 
