@@ -83,14 +83,21 @@ def prior() -> Explanation:
 
     def figures() -> dict[str, Any]:
         epochs = np.arange(_EPOCHS + 1)
-        series: dict[str, Any] = {
-            f"{name}, {text}": (epochs, values) for (name, text), values in losses.items()
-        }
-        series["loss of the frequency alone"] = (epochs, np.full(len(epochs), entropy))
+        series: dict[str, Any] = {"the frequency alone": (epochs, np.full(len(epochs), entropy))}
+        for (name, text), path in losses.items():
+            series[f"{name}, {text}"] = (epochs, path)
         figure = plots.curves(
-            series, "epoch (count)", "binary cross entropy (nats)", "2 % positives: two starts"
+            series,
+            "epoch (count)",
+            "binary cross entropy (nats)",
+            "2 % positives: two starts",
+            points=1,
         )
-        figure.axes[0].set_yscale("log")
+        axes = figure.axes[0]
+        axes.set_yscale("log")
+        ticks = [0.06, 0.1, 0.2, 0.4, 0.7]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
         return {"prior": figure}
 
     values = {
