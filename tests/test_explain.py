@@ -239,9 +239,7 @@ def test_prior(backend: backends.Backend) -> None:
 
 
 def test_an_unknown_topic_lists_what_there_is() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"did you mean 'zeros'.*threshold.*, prior"
-    ):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'zeros'.*threshold.*, prior"):
         explain.run("zero")
 
 

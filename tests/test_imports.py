@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,21 @@ def test_a_planted_fault_is_found(room: str, line: str, message: str) -> None:
     faults = faults_of(PACKAGE / f"{room}.py", f"{line}\n")
     assert len(faults) == 1, faults
     assert message in faults[0]
+
+
+def test_every_room_is_in_the_table_for_contributors() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    table = " ".join(line for line in text.splitlines() if line.startswith("|"))
+    hidden = {"", "__main__", "kernels._cython_cpu"}
+    missing = [
+        room
+        for room in FLOORS
+        if room not in hidden and not re.search(rf"`(kernels/)?{room.split('.')[-1]}`", table)
+    ]
+    assert missing == []
+    named = {name.split("/")[-1] for name in re.findall(r"`([a-z_/]+)`", table)}
+    known = {room.split(".")[-1] for room in FLOORS}
+    assert named - known <= {"__init__"}
 
 
 def test_what_is_allowed_is_no_fault() -> None:

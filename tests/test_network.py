@@ -476,3 +476,54 @@ def test_ops_refuse_what_a_kernel_could_not_read() -> None:
             bad()
     with pytest.raises(fn.UnknownNameError, match="activation"):
         fn.ops.dense_forward(x, w, activation="nonsense")
+
+
+def test_the_public_face_in_one_piece(backend: backends.Backend, tmp_path: Any) -> None:
+    """What examples and outside scripts rely on, in the order in which they use it."""
+    rng = np.random.default_rng(0)
+    X, X_val = rng.normal(size=(2, 96, 20))
+    y, y_val = (np.abs(x).argmax(axis=1) % 10 for x in (X, X_val))
+    seen: list[int] = []
+    net = fn.Sequential(
+        fn.Dense(20, 16),
+        fn.BatchNorm(activation="relu"),
+        fn.Dropout(0.1),
+        fn.Dense(out_features=10),
+        dtype="float32",
+        seed=0,
+    )
+    history = net.fit(
+        X,
+        y,
+        loss="cross_entropy",
+        optimizer=fn.Adam(1e-3),
+        batch_size=32,
+        epochs=3,
+        validation_data=(X_val, y_val),
+        shuffle=True,
+        callbacks=[lambda state: seen.append(state.epoch)],
+        progress=False,
+        backend=backend.name,
+        n_threads=None,
+    )
+    assert seen == [0, 1, 2]
+    assert len(history.loss) == len(history.val_loss) == len(history.seconds) == 3
+    with backends.use(backend.name):
+        logits, classes = net.forward(X), net.predict(X)
+        np.testing.assert_array_equal(classes, logits.argmax(axis=1))
+        assert net.layers[0].weight.shape == (20, 16)
+        assert net.layers[0].bias is None
+        assert net.layers[1].bias is not None
+        assert net.layers[1].bias.shape == (16,)
+        small = net.fold()
+        assert [layer.spec.kind for layer in small.layers] == ["dense", "dense"]
+        np.testing.assert_allclose(small.forward(X), logits, rtol=0, atol=1e-4)
+        net.save(tmp_path / "model.safetensors")
+        np.testing.assert_array_equal(fn.load(tmp_path / "model.safetensors").forward(X), logits)
+    trainer = fn.Trainer(net, "mse", fn.SGD(0.1, momentum=0.9), 64, backend=backend.name)
+    losses = trainer.run(X, X[:, :10], epochs=2, shuffle=True)
+    assert losses.shape == (4,)
+    before = net.layers[0].weight
+    out = trainer.forward(X)
+    assert trainer.update(out / 96).shape == X.shape
+    assert (net.layers[0].weight != before).any()
