@@ -293,7 +293,7 @@ class HealthRecorder(Callback):
                         str(record.step) if first else "",
                         str(record.epoch) if first else "",
                         reports.number(record.diagnosis.mean_loss) if first else "",
-                        reports.named(layer),
+                        str(layer.index),
                         f"{100 * layer.dead.mean():.0f}",
                         f"{100 * is_saturated(layer).mean():.0f}",
                         reports.number(reports.mean(layer.liveliness)),

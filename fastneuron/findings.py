@@ -92,9 +92,12 @@ def find(layers: Sequence[LayerHealth]) -> list[Finding]:
             break  # what comes after is made of infinities
         if layer.frozen:
             continue
+        before = layers[position - 1] if position else None
         for look in _LOOKS:
             found += look(layer)
-        found += _narrow(layer, layers[position - 1] if position else None)
+        found += _twins(layer, before)
+        if not any(finding.kind in _CONSTANT for finding in found):
+            found += _narrow(layer, before)
         found += _vanishing(layer, layers)
     return found
 
@@ -145,10 +148,11 @@ def _zero_weights(layer: LayerHealth) -> Iterator[Finding]:
         )
 
 
-def _twins(layer: LayerHealth) -> Iterator[Finding]:
+def _twins(layer: LayerHealth, before: LayerHealth | None) -> Iterator[Finding]:
     twins = layer.twin >= 0
+    of_weights = before if before is not None and before.normalised else layer
     # Equal outputs are told apart by their targets; zero weights are a finding already.
-    if layer.last or layer.zero_weights or not twins.any():
+    if layer.last or of_weights.zero_weights or not twins.any():
         return
     groups = len(np.unique(layer.twin[twins]))
     yield _finding(
@@ -346,7 +350,7 @@ def _narrow(layer: LayerHealth, before: LayerHealth | None) -> Iterator[Finding]
     if layer.narrow is not None:
         ill = layer.narrow
         if before is not None:
-            ill = ill & ~(before.dead | before.zero_weights)  # told there
+            ill = ill & ~before.dead
         if ill.mean() < NARROW_SHARE:
             return
         yield _finding(
@@ -393,7 +397,9 @@ def _unlike_statistics(layer: LayerHealth) -> Iterator[Finding]:
     if layer.mean_shift is None or layer.variance_ratio is None:
         return
     shift, ratio = np.abs(layer.mean_shift), layer.variance_ratio
-    ill = (shift > FAR_MEAN) | (ratio > FAR_VARIANCE) | (ratio < 1 / FAR_VARIANCE)
+    ill = (shift > FAR_MEAN) | (ratio > FAR_VARIANCE)
+    if not layer.dropped:  # whose noise the running variance holds, and these rows have not
+        ill |= ratio < 1 / FAR_VARIANCE
     if ill.mean() < FAR_SHARE:
         return
     yield _finding(
@@ -410,10 +416,11 @@ def _unlike_statistics(layer: LayerHealth) -> Iterator[Finding]:
     )
 
 
+# Illnesses whose neurons are constant: what comes after may be so because of them.
+_CONSTANT = ("zero_weights", "dead", "narrow_inputs")
 _LOOKS = (
     _redundant_bias,
     _zero_weights,
-    _twins,
     _dead,
     _saturated,
     _bias,

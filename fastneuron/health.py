@@ -99,6 +99,10 @@ class LayerHealth:
         Of a batch normalisation: the rows' mean less the running one, in running deviations, and
         the rows' variance over the running one (epsilon added to both). None where it is frozen,
         for less than 64 rows, and until the running statistics have settled.
+    dropped : bool
+        Whether a `Dropout` comes before it. What that drops widens the spread in training, which
+        running variances then hold and predictions lack (Li, Chen, Hu & Yang 2019,
+        arXiv:1801.05134): `variance_ratio` is below 1 by as much.
     z_quantiles : (7,) float64
         Bounds of the shares `QUANTILES` of z, over rows and neurons.
     z_edges, z_counts : (41,) float64, (40,) int64
@@ -142,6 +146,7 @@ class LayerHealth:
     narrow_rows: float | None
     mean_shift: Floats | None
     variance_ratio: Floats | None
+    dropped: bool
     z_quantiles: Floats
     z_edges: Floats
     z_counts: NDArray[np.int64]

@@ -114,6 +114,7 @@ class _Seen:
         self.index = index
         self.layer = layers[index]
         self.last = all(isinstance(layer, Dropout) for layer in layers[index + 1 :])
+        self.dropped = any(isinstance(layer, Dropout) for layer in layers[:index])
         self.redundant_bias = bool(self.layer.bias) and bias_is_redundant(layers, index)
         self.weight, self.bias = parameters
         self.statistics = statistics
@@ -191,6 +192,7 @@ class _Seen:
             narrow_rows=float(self._narrow().mean()) if isinstance(layer, LayerNorm) else None,
             mean_shift=shift,
             variance_ratio=ratio,
+            dropped=self.dropped,
             z_quantiles=quantiles,
             z_edges=edges,
             z_counts=counts,
@@ -258,7 +260,7 @@ def _spread(
         used, flat = np.zeros(1, z.dtype), np.zeros(1, np.bool_)  # told by a finding; nothing drawn
     ordered = np.sort(used)
     low, high = float(ordered[0]), float(ordered[-1])
-    if high - low < 1e-6 * max(abs(low), abs(high)):  # too narrow for edges that differ
+    if high - low <= 1e-6 * max(abs(low), abs(high)):  # too narrow for edges that differ
         reach = max(0.5, 1e-3 * abs(high))
         low, high = low - reach, high + reach
     edges = np.linspace(low, high, _BINS + 1)

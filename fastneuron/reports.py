@@ -48,12 +48,12 @@ def mean(values: NDArray[np.float64] | None) -> float | None:
 
 def neurons(layers: Sequence[LayerHealth]) -> Iterator[str]:
     """Yield how many neurons of each layer are what."""
-    yield "dead: f' is 0 on every row; saturated: on 9 of 10, of an f flat at both ends; twins:"
-    yield "copies of another neuron; silent on 0: learns nothing from a row of zeros"
+    yield "dead: f' near 0 on every row; saturated: on 9 rows of 10, of an f that is flat"
+    yield "at both ends; twins: copies of others; silent: learns nothing from rows of zeros"
     if any(layer.normalised for layer in layers):
         yield "-: no activation; its neurons are judged at the normalisation after it"
     yield ""
-    head = ("layer", "activation", "neurons", "dead", "saturated", "twins", "silent on 0", "flat")
+    head = ("layer", "activation", "neurons", "dead", "saturated", "twins", "silent", "flat")
     units = ("", "", "", "", "", "", "", "[% of z]")
     rows = []
     for layer in layers:
@@ -79,7 +79,7 @@ def used(layers: Sequence[LayerHealth]) -> Iterator[str]:
     """Yield where in z each layer's activation is used."""
     yield f"Where f is used: quantiles of z (flat: f' below {FLAT:g} of its largest)"
     names = ["least", *(f"{100 * q:.0f} %" for q in QUANTILES[1:-1]), "largest"]
-    rows = [(named(layer), *map(number, layer.z_quantiles.tolist())) for layer in layers]
+    rows = [(str(layer.index), *map(number, layer.z_quantiles.tolist())) for layer in layers]
     yield from table(("layer", *names), rows)
 
 
@@ -100,7 +100,7 @@ def gradients(layers: Sequence[LayerHealth]) -> Iterator[str]:
             b / w if b is not None and w else None,
             mean(layer.bias_drift),
         )
-        rows.append((named(layer), *map(number, shown)))
+        rows.append((str(layer.index), *map(number, shown)))
     yield from table(head, rows)
 
 
