@@ -83,11 +83,12 @@ class Diagnosis:
     def __str__(self) -> str:
         dense = [layer.out_features for layer in self.layers if layer.kind == "dense"]
         widths = [self.layers[0].in_features, *dense]
-        lines = [f"Health of {'-'.join(map(str, widths))} on {self.rows} rows"]
+        title = f"Health of {'-'.join(map(str, widths))} on {self.rows} rows"
         if self.rows < self.rows_given:
-            lines[0] += f" of {self.rows_given}, taken evenly"
+            title += f" of {self.rows_given}, taken evenly"
         if self.mean_loss is not None:
-            lines[0] += f"; {self.loss} {reports.number(self.mean_loss)}"
+            title += f"; {self.loss} {reports.number(self.mean_loss)}"
+        lines = reports.wrapped("", title)
         lines += ["", *reports.neurons(self.layers), "", *reports.used(self.layers)]
         if self.mean_loss is not None:
             lines += ["", *reports.gradients(self.layers)]

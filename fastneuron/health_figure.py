@@ -46,15 +46,29 @@ def health(panels: Sequence[HealthPanel], steps: Sequence[int] | None = None) ->
     -------
     matplotlib.figure.Figure
     """
-    tall = 1.3 if steps is None else 2.0  # inches
-    figure, axes = sheet((9.0, tall * len(panels) + 1.2), len(panels), 2, width_ratios=(3, 2))
+    tall, thin = 1.25 if steps is None else 1.9, 0.12  # inches, of a panel and of the colour bar
+    n = len(panels)
+    figure, axes = sheet(
+        (9.0, (tall + 0.15) * n + 0.8),
+        n + 1,
+        2,
+        width_ratios=(3, 2),
+        height_ratios=(*[tall] * n, thin),
+    )
     image: Any = None
-    for (left, right), panel in zip(axes, panels, strict=True):
+    for (left, right), panel in zip(axes[:-1], panels, strict=True):
         last = panel is panels[-1]
         image = _heat(left, panel, steps, "neuron (index)" if last else "")
         _histogram(right, panel, "z, the input of f (no unit)" if last else "")
-    bar = figure.colorbar(image, ax=axes[:, 0].tolist(), location="bottom", aspect=50)
+    below, key = axes[-1]
+    bar = figure.colorbar(image, cax=below, orientation="horizontal")
     dress_bar(bar, "rows on which f'(z) is small (%); all of them: dead or saturated")
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.xaxis.label.set_size(9)
+    key.set_axis_off()
+    named = {"f'(z) small": COLOURS[1], "learns": COLOURS[0]}
+    bars = [key.bar(0, 0, color=colour) for colour in named.values()]
+    key.legend(bars, named, loc="upper center", ncols=2, fontsize=9, frameon=False, labelcolor=INK)
     return figure
 
 
@@ -71,7 +85,7 @@ def _heat(axes: Any, panel: HealthPanel, steps: Sequence[int] | None, xlabel: st
     )
     _dress(axes, xlabel, "" if steps is None else "step (count)", panel.title)
     axes.grid(False)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if steps is None:
         axes.set_yticks([])
     else:
@@ -83,23 +97,19 @@ def _heat(axes: Any, panel: HealthPanel, steps: Sequence[int] | None, xlabel: st
 def _histogram(axes: Any, panel: HealthPanel, xlabel: str) -> None:
     edges, total = panel.z_edges, panel.z_counts.sum()
     learns, flat = panel.z_counts - panel.z_flat, panel.z_flat
-    of_flat = 100 * panel.shares[-1].mean()  # of all rows, where the histogram has some
-    for counts, below, colour, label in (
-        (learns, 0 * learns, COLOURS[0], f"learns: {100 - of_flat:.0f} %"),
-        (flat, learns, COLOURS[1], f"f'(z) small: {of_flat:.0f} %"),
-    ):
-        if counts.any():
-            axes.bar(
-                edges[:-1],
-                100 * counts / total,
-                np.diff(edges),
-                bottom=100 * below / total,
-                align="edge",
-                color=colour,
-                label=label,
-            )
-    _dress(axes, xlabel, "share of z (%)", "")
-    axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+    for counts, below, colour in ((learns, 0 * learns, COLOURS[0]), (flat, learns, COLOURS[1])):
+        bars = counts > 0
+        axes.bar(
+            edges[:-1][bars],
+            100 * counts[bars] / total,
+            np.diff(edges)[bars],
+            bottom=100 * below[bars] / total,
+            align="edge",
+            color=colour,
+        )
+    # Of all rows, where the histogram has some.
+    title = f"f'(z) small for {100 * panel.shares[-1].mean():.0f} % of z"
+    _dress(axes, xlabel, "share of z (%)", title)
 
 
 def _dress(axes: Any, xlabel: str, ylabel: str, title: str) -> None:

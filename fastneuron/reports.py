@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fastneuron.findings import Finding, is_saturated
 from fastneuron.health import FLAT, QUANTILES, LayerHealth
 
-__all__ = ["gradients", "mean", "named", "neurons", "number", "table", "told", "used"]
+__all__ = ["gradients", "mean", "named", "neurons", "number", "table", "told", "used", "wrapped"]
 
 _WIDTH = 80  # columns
 _NAMED = 10  # neurons, or unbroken runs of them, that a finding names
@@ -112,13 +112,14 @@ def told(findings: Sequence[Finding]) -> Iterator[str]:
     yield f"{len(findings)} finding{'s' * (len(findings) > 1)}"
     for i, finding in enumerate(findings, 1):
         name = finding.kind.replace("_", " ")
-        yield from _wrapped(f"{i}. ", f"Layer {finding.layer}, {name}: {finding.what}.")
+        yield from wrapped(f"{i}. ", f"Layer {finding.layer}, {name}: {finding.what}.")
         if finding.neurons:
-            yield from _wrapped("   ", f"Neurons {_listed(finding.neurons)}.")
-        yield from _wrapped("   ", f"To do: {finding.advice}.")
+            yield from wrapped("   ", f"Neurons {_listed(finding.neurons)}.")
+        yield from wrapped("   ", f"To do: {finding.advice}.")
 
 
-def _wrapped(lead: str, text: str) -> list[str]:
+def wrapped(lead: str, text: str) -> list[str]:
+    """Return the text in lines of the width, `lead` before the first and as much room on others."""
     return textwrap.wrap(
         text,
         _WIDTH,

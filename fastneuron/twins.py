@@ -24,7 +24,8 @@ def twins(blocks: Sequence[Array], inputs: int) -> NDArray[np.int64]:
     Parameters
     ----------
     blocks : sequence of (k, O)
-        What neurons are told apart by: weights, biases; a column a neuron.
+        What neurons are told apart by, a column a neuron: weights, and what comes to them, which
+        may be large without making the weights alike.
     inputs : int
         How many numbers of a column are drawn at random. Neurons of I of them lie within a share t
         of their length with a chance of about t**I, so that few inputs ask for a nearness that
@@ -46,7 +47,7 @@ def twins(blocks: Sequence[Array], inputs: int) -> NDArray[np.int64]:
     for block in blocks:
         probes = rng.standard_normal((4, len(block))).astype(block.dtype)
         places += probes @ block
-        squares += np.einsum("ij,ij->j", block, block)
+        squares += _squares(block)
     order = np.argsort(places[0], kind="stable")
     size = np.sqrt(squares)[order]
     size = np.maximum(size[1:], size[:-1])
@@ -54,10 +55,9 @@ def twins(blocks: Sequence[Array], inputs: int) -> NDArray[np.int64]:
     same = (np.abs(np.diff(places[:, order])) <= (8 * near + 1e-4) * size).all(axis=0)
     for i in np.flatnonzero(same):
         pair = order[i : i + 2]
-        gap = sum(
-            float(np.square(np.diff(block[:, pair].astype(np.float64))).sum()) for block in blocks
-        )
-        same[i] = gap <= (near * size[i]) ** 2
+        gaps = [_squares(np.diff(block[:, pair].astype(np.float64))).item() for block in blocks]
+        of_weights = _squares(blocks[0][:, pair].astype(np.float64)).max()
+        same[i] = sum(gaps) <= (near * size[i]) ** 2 and gaps[0] <= near**2 * of_weights
     if not same.any():  # np.unique, in its first use, takes 20 ms
         return twin
     group = np.concatenate([[0], np.cumsum(~same)])
@@ -65,3 +65,7 @@ def twins(blocks: Sequence[Array], inputs: int) -> NDArray[np.int64]:
         members = order[group == number]
         twin[members] = members.min()
     return twin
+
+
+def _squares(block: Array) -> Array:
+    return np.einsum("ij,ij->j", block, block)

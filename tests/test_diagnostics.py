@@ -48,20 +48,44 @@ def test_the_figure_has_labels_and_leaves_no_settings() -> None:
     before = dict(matplotlib.rcParams)
     figure = ask(sick()).figure()
     assert dict(matplotlib.rcParams) == before
-    *panels, bar = figure.axes
+    *panels, bar, key = figure.axes
     assert len(panels) == 6
-    assert [panels[i].get_xlabel() for i in (4, 5)] == [
+    assert [axes.get_xlabel() for axes in panels] == [
+        *[""] * 4,
         "neuron (index)",
         "z, the input of f (no unit)",
     ]
     assert all(axes.get_ylabel() == "share of z (%)" for axes in panels[1::2])
     assert "(%)" in bar.get_xlabel()
+    assert [text.get_text() for text in key.get_legend().get_texts()] == ["f'(z) small", "learns"]
     shares = panels[0].images[0].get_array()
     assert shares.shape == (1, 512)
     assert shares[0, ::3].tolist() == [100.0] * 171
-    heights = [patch.get_height() for patch in panels[1].patches]
-    assert sum(heights) == pytest.approx(100)
+    assert sum(patch.get_height() for patch in panels[1].patches) == pytest.approx(100)
+    # The widest bin, from -2500 to 3, is flat in half: both are drawn, one upon the other.
+    far, *near = sorted(panels[1].patches, key=lambda patch: (patch.get_x(), patch.get_y()))
+    assert [patch.get_x() for patch in near] == [near[0].get_x()] * 2
+    assert near[1].get_y() == pytest.approx(near[0].get_height())
+    assert near[0].get_height() == pytest.approx(100 - far.get_height() - near[1].get_height())
     figure.savefig(io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("net", "rows", "panels"),
+    [
+        (fn.Sequential(fn.Dense(8, 1, "sigmoid"), seed=0), X, 1),
+        (fn.Sequential(fn.Dense(8, 1, "sigmoid"), seed=0), X[:1], 1),
+        (normalised("batch_norm", dropout=0.5), X, 3),
+        (normalised("layer_norm", activation_first=True), X, 5),
+    ],
+)
+def test_layers_that_have_activations_are_drawn(net: fn.Sequential, rows: Any, panels: int) -> None:
+    pytest.importorskip("matplotlib")
+    figure = net.diagnose(rows).figure()
+    assert len(figure.axes) == 2 * panels + 2
+    image = io.BytesIO()
+    figure.savefig(image)
+    assert image.getvalue().startswith(b"\x89PNG")
 
 
 def test_a_figure_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,13 @@ def test_equal_weights_with_other_biases_are_no_twins() -> None:
     assert [f.neurons for f in found(ask(net), "twins")] == [(4, 30)]
 
 
+@pytest.mark.parametrize("bias", [-1e5, 1e3])
+def test_equal_biases_however_large_make_no_twins(bias: float) -> None:
+    net = small("relu")
+    net.layers[0].bias = np.full(32, bias)
+    assert found(ask(net), "twins") == []
+
+
 def test_twins_that_training_keeps_are_found(backend: backends.Backend) -> None:
     """Neurons of equal weights, in and out, get equal gradients: symmetry is never broken."""
     net = small("tanh", dtype="float64")

@@ -104,7 +104,7 @@ def test_the_record_as_text_json_and_figure() -> None:
     assert len(got["records"]) == 12
     assert set(got["records"][0]) == {"epoch", "step", "seconds", "diagnosis"}
     pytest.importorskip("matplotlib")
-    *panels, _ = recorder.figure().axes
+    panels = recorder.figure().axes
     assert panels[0].images[0].get_array().shape == (12, 32)
     assert panels[0].get_ylabel() == "step (count)"
     assert panels[0].get_yticklabels()[-1].get_text() == "120"
