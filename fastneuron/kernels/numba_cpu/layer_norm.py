@@ -221,16 +221,18 @@ def rows_weight_gradient(
     arena: Any,
     x: Any,
     delta: Any,
+    columns: Any,
     n_rows: Any,
     means: Any,
     inverses: Any,
     out: Any,
 ) -> Any:
-    """Write dL/dweight of one panel of a normalisation of rows to the panel row at `out`."""
+    """Write dL/dweight of a panel, of which `columns` count, to the panel row at `out`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows = Rows(context, builder, signature.args[0], args[0])
-        x, delta, n_rows, means, inverses, out = args[1:]
+        x, delta, columns, n_rows, means, inverses, out = args[1:]
+        mask = below(builder, columns, rows.lanes)
         sums = Parts(rows.zeros)
 
         def row(r: Any, k: int) -> None:
@@ -238,10 +240,12 @@ def rows_weight_gradient(
                 rows.splat(rows.memory.load(builder.add(kept, r)).value)
                 for kept in (means, inverses)
             )
-            sums.fuse(k, rows.load(delta, r), (rows.load(x, r) - mean) * inverse)
+            # Beside the columns that count, an extreme mean times 0 could be a NaN.
+            c = (rows.load(x, r) - mean).where(mask, 0.0)
+            sums.fuse(k, rows.load(delta, r), c * inverse)
 
         rows.visit(n_rows, row)
         rows.store(sums.total(), out)
         return context.get_dummy_value()
 
-    return types.void(arena, *[types.int64] * 6), codegen
+    return types.void(arena, *[types.int64] * 7), codegen

@@ -161,9 +161,9 @@ def norm_backward(
 
 
 @inner
-def vector_gradient(arena, head, layers, tile, batch, out, bias_out):
+def vector_gradient(arena, head, layer, tile, batch, out, bias_out):
     """Gradient of a tile of one panel of weights and biases, of those of them that are trained."""
-    layer, width = row(layers, tile[at.TILE_LAYER]), lanes(arena)
+    width = lanes(arena)
     has_weight = tile[at.TILE_INPUTS] > 0
     if tile[at.TILE_KIND] == at.BATCH_NORM:
         kept, step = kept_of(layer, tile), panel_width(arena, layer)
@@ -175,7 +175,10 @@ def vector_gradient(arena, head, layers, tile, batch, out, bias_out):
     if has_weight:
         means = layer[at.KEPT]
         inverses = means + head[at.CAPACITY]
-        rows_weight_gradient(arena, tile[at.TILE_A], tile[at.TILE_B], batch, means, inverses, out)
+        columns = tile[at.TILE_OUTPUTS]
+        rows_weight_gradient(
+            arena, tile[at.TILE_A], tile[at.TILE_B], columns, batch, means, inverses, out
+        )
     if bias_out >= 0:
         panel_sum(arena, tile[at.TILE_B], batch, bias_out)
 

@@ -109,9 +109,9 @@ def backward_part(
         code, saved = before[at.ACTIVATION], before[at.SAVED_ROWS]
         note = entry(most, index - 1, 1, width)
     if slim and layer[at.SLIM]:
-        further = index > 0 or stages & INPUT_DELTA != 0
+        further = index >= head[at.BACK_TO] or stages & INPUT_DELTA != 0
         slim_layer_backward(stages, arena, head, layers, index, layer, first, n_rows, most, further)
-        if index > 0 and not before[at.SLIM]:
+        if further and index > 0 and not before[at.SLIM]:
             gate_output(arena, before, stride, first, n_rows, note)
     elif layer[at.KIND] == at.DROPOUT:
         delta = layer[at.OUT_DELTA] + first * width
@@ -248,10 +248,9 @@ def phase_a(
     width = lanes(arena)
     stride, n_layers = head[at.CAPACITY] * width, head[at.N_LAYERS]
     batch = samples.shape[0]
-    # Slim layers gate their own deltas, the first one too.
-    final = head[at.BACK_TO]
-    if stages & INPUT_DELTA or (slim and layers[0, at.SLIM]):
-        final = 0
+    final = 0 if stages & INPUT_DELTA else head[at.BACK_TO]
+    if slim and final > 0 and layers[final - 1, at.SLIM]:
+        final -= 1  # slim layers gate their own deltas, the first that is trained too
     most = np.int64(-1)
     if noting:
         most = maxima_of(arena, head, tid)

@@ -384,10 +384,12 @@ def slim_backward(arena, head, layer, first, n_rows):
 
 
 @inner
-def slim_gradient(arena, head, layer, batch, out, bias_out):
-    """Compute dW of a layer, and db where `bias_out` >= 0, in panel rows with zeros beside."""
-    width, stride = lanes(arena), head[at.SLIM_STRIDE]
-    inputs, zero = layer[at.INPUTS], arena.dtype.type(0.0)
+def slim_gradient(arena, head, layer, inputs, batch, out, bias_out):
+    """Compute dW of a layer, and db where `bias_out` >= 0, in panel rows with zeros beside.
+
+    `inputs` is 0 where the weights are not trained.
+    """
+    width, stride, zero = lanes(arena), head[at.SLIM_STRIDE], arena.dtype.type(0.0)
     fill(run(arena, out, inputs * width), zero)
     if bias_out >= 0:
         fill(run(arena, bias_out, width), zero)

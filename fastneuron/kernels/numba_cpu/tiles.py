@@ -139,6 +139,19 @@ def coming_piece(arena, x, coming, piece, pieces, size):
     return distance(arena, x) + coming[r] * x.shape[1] + (piece - r * pieces) * size
 
 
+@inner
+def gradient_of_rows(arena, head, layers, slim, tile, batch, out, bias_out):
+    """Gradient of a tile that is no product of panels; return whether it is one."""
+    layer = row(layers, tile[at.TILE_LAYER])
+    if slim and layer[at.SLIM]:
+        slim_gradient(arena, head, layer, tile[at.TILE_INPUTS], batch, out, bias_out)
+    elif tile[at.TILE_KIND] != at.DENSE:
+        vector_gradient(arena, head, layer, tile, batch, out, bias_out)
+    else:
+        return False
+    return True
+
+
 @glue
 def tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch):
     """Gradient of one tile; its sum of squares goes to `total_at`."""
@@ -146,12 +159,7 @@ def tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch):
     out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
     bias_out = head[at.GRADIENT] + tile[at.TILE_BIAS] if tile[at.TILE_BIAS] >= 0 else -1
     none = np.int64(-1)
-    if tile[at.TILE_KIND] != at.DENSE:
-        vector_gradient(arena, head, layers, tile, batch, out, bias_out)
-    elif slim and layers[tile[at.TILE_LAYER], at.SLIM]:
-        layer = row(layers, tile[at.TILE_LAYER])
-        slim_gradient(arena, head, layer, batch, out, bias_out)
-    else:
+    if not gradient_of_rows(arena, head, layers, slim, tile, batch, out, bias_out):
         zero = np.int64(0)  # not `NOTHING_AHEAD`: literals would be a compilation of their own
         nothing = (zero, zero, zero, zero, zero, zero, zero)
         gradient(arena, head, tile, batch, out, bias_out, nothing, none, none, scratch)
@@ -204,16 +212,6 @@ def tile_update(arena, head, layers, tile, batch, scalars, clip, copied):
     slope, bias_slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT], head[at.GRADIENT]
     bias_slope += tile[at.TILE_BIAS]
     apply(arena, head, tile, slope, bias_slope, scalars, clip, False, copied)
-    follow_batch(arena, layers, tile, batch)
-
-
-@glue
-def vector_step(arena, head, layers, tile, batch, scalars, scratch):
-    """Gradient and update of a tile of vectors in one visit."""
-    bias_slope = scratch + lanes(arena)
-    bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
-    vector_gradient(arena, head, layers, tile, batch, scratch, bias_out)
-    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, False, False)
     follow_batch(arena, layers, tile, batch)
 
 
@@ -271,10 +269,9 @@ def tile_step(
     width = lanes(arena)
     bias_slope = scratch + width * width
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
-    if slim and layers[tile[at.TILE_LAYER], at.SLIM]:
-        layer = row(layers, tile[at.TILE_LAYER])
-        slim_gradient(arena, head, layer, batch, scratch, bias_out)
+    if gradient_of_rows(arena, head, layers, slim, tile, batch, scratch, bias_out):
         apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, False, True)
+        follow_batch(arena, layers, tile, batch)
         return
     ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
     descends = head[at.UPDATE] == SGD_UPDATE and not is_turned(tile, batch)

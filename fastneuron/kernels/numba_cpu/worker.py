@@ -27,7 +27,6 @@ from fastneuron.kernels.numba_cpu.tiles import (
     tile_step,
     tile_update,
     transpose_tile,
-    vector_step,
 )
 from fastneuron.kernels.numba_cpu.views import copy, row, run
 from fastneuron.kernels.stages import BACKWARD, INPUT_DELTA, STATUS, STEPS, TICKETS, UPDATE
@@ -135,10 +134,7 @@ def step(
             if ticket >= head[at.N_TILES]:
                 break
             tile = row(tiles, ticket)
-            if tile[at.TILE_KIND] != at.DENSE:
-                vector_step(arena, head, layers, tile, batch, scalars, scratch)
-                continue
-            if few:
+            if few and tile[at.TILE_KIND] == at.DENSE:
                 few_rows_step(arena, head, tile, batch, scalars, scratch)
                 continue
             tile_step(
