@@ -165,6 +165,8 @@ def test_what_somebody_set_stays(data: Any, tmp_path: Path) -> None:
     trained = net(4)
     fn.Trainer(trained, "cross_entropy", fn.SGD(1e-30), backend="numpy").step(X, y)
     np.testing.assert_allclose(first_bias(trained, X, y), np.zeros(4), atol=1e-20)
+    trained.layers[-1].bias = np.zeros(4)  # whatever it was trained to before
+    np.testing.assert_allclose(first_bias(trained, X, y), np.zeros(4), atol=1e-20)
     # A network that nobody trained still waits for its labels, wherever it has been.
     want = bias_of("cross_entropy", y, 4).astype(np.float32)
     fresh = net(4)
