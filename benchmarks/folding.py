@@ -38,11 +38,11 @@ def trained(x: Array, y: Array, hidden: tuple[int, ...], epochs: int) -> Any:
     """Return a network with a batch normalisation after each hidden layer's products."""
     layers: list[Any] = []
     for width, inputs in zip(hidden, (x.shape[1], *hidden), strict=False):
-        layers += [fastneuron.Dense(inputs, width), fastneuron.BatchNorm(activation="relu")]
+        layers.append(fastneuron.Dense(inputs, width, bias=False))
+        layers.append(fastneuron.BatchNorm(activation="relu"))
     layers.append(fastneuron.Dense(out_features=int(y.max()) + 1))
     net = fastneuron.Sequential(*layers, seed=0)
-    trainer = fastneuron.Trainer(net, "cross_entropy", "adam", batch_size=BATCH)
-    trainer.fit(x, y, epochs=epochs, verbose=False)
+    net.fit(x, y, loss="cross_entropy", batch_size=BATCH, epochs=epochs)
     return net
 
 
