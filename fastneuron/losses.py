@@ -56,6 +56,20 @@ class Loss:
     grad: Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]
     predict: Callable[[NDArray[Any]], NDArray[Any]]
 
+    def mean(self, out: NDArray[Any], y: NDArray[Any], weight: NDArray[Any] | None = None) -> float:
+        """Return the mean over rows of weight * loss, in float64.
+
+        Parameters
+        ----------
+        out : (n, O)
+        y : as `targets` says
+        weight : (n,) or None
+            Of mean 1.
+        """
+        y64 = y if y.dtype == np.int64 else y.astype(np.float64)
+        rows = self.rows(out.astype(np.float64), y64)
+        return float(np.mean(rows if weight is None else rows * weight))
+
 
 # A diverging network brings infinities and NaN here. They belong in the result, where the engine
 # finds them; a warning from the middle of a formula would say nothing more.

@@ -27,7 +27,6 @@ from fastneuron.order import checked_seed
 from fastneuron.parameters import LiveEngine, ParameterStore
 from fastneuron.spec import NetworkSpec
 from fastneuron.summary import summary
-from fastneuron.trainer import mean_loss
 
 __all__ = ["Layer", "Sequential", "load", "mlp"]
 
@@ -141,7 +140,7 @@ class Sequential:
         x = as_rows(X, "X", self.spec.dtype, self.spec.in_features)
         targets = as_targets(y, entry.targets, len(x), self.spec.out_features, self.spec.dtype)
         weight = None if sample_weight is None else as_weights(sample_weight, len(x))
-        return mean_loss(entry, self.forward(x), targets, weight)
+        return entry.mean(self.forward(x), targets, weight)
 
     def score(self, X: Any, y: Any) -> float:
         """Return the share of right predictions for the classification losses, else R squared."""

@@ -43,6 +43,13 @@ class Plan(Mapping[str, Any]):
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = dict(values)
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any], **others: Any) -> Plan:
+        """Return the plan of what an engine says of itself, and of what its trainer adds."""
+        rest = dict(said)
+        first = {"threads": rest.pop("n_threads", None), "why": rest.pop("threads_reason", "")}
+        return cls({**first, **rest, **others})
+
     def __getitem__(self, name: str) -> Any:
         return self._values[name]
 

@@ -27,9 +27,7 @@ from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
 from fastneuron.threads import requested_threads
 
-__all__ = ["Chunk", "Trainer", "mean_loss"]
-
-_INT64 = np.dtype(np.int64)
+__all__ = ["Chunk", "Trainer"]
 
 
 class Trainer:
@@ -279,7 +277,7 @@ class Trainer:
 
     def mean_loss(self, x: Array, y: Array, weight: Array | None) -> float:
         """Do what `evaluate` does, on what `checked` returns."""
-        return mean_loss(self._need_loss(), self._live.forward(x), y, weight)
+        return self._need_loss().mean(self._live.forward(x), y, weight)
 
     def observe(self, metric: float) -> None:
         """Feed the metric (lower is better) that a `Plateau` schedule watches; `fit` does it."""
@@ -291,17 +289,12 @@ class Trainer:
 
         What it holds, with a step's predicted and measured time, is said at `Plan`.
         """
-        said = self._live.engine.plan()
-        return Plan(
-            {
-                "threads": said.pop("n_threads", None),
-                "why": said.pop("threads_reason", ""),
-                **said,
-                "backend": self.backend.name,
-                "reason": self.backend.reason,
-                "batch_size": self.batch_size,
-                "n_parameters": self.spec.n_parameters,
-            }
+        return Plan.of(
+            self._live.engine.plan(),
+            backend=self.backend.name,
+            reason=self.backend.reason,
+            batch_size=self.batch_size,
+            n_parameters=self.spec.n_parameters,
         )
 
     def checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
@@ -442,10 +435,3 @@ class Trainer:
             step=self.step_count,
             learning_rate=rate,
         )
-
-
-def mean_loss(loss: Loss, out: Array, y: Array, weight: Array | None) -> float:
-    """Return the mean over rows of weight * loss, in float64; weights have mean 1."""
-    y64 = y if y.dtype == _INT64 else y.astype(np.float64)
-    rows = loss.rows(out.astype(np.float64), y64)
-    return float(np.mean(rows if weight is None else rows * weight))
