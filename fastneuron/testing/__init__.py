@@ -41,6 +41,7 @@ from fastneuron.testing.generate import (
     saved_of,
 )
 from fastneuron.testing.generate_norms import (
+    case_of,
     draw_statistics,
     generated_norm_cases,
     integer_norm_case,
@@ -88,6 +89,7 @@ __all__ = [
     "batches",
     "by_moments",
     "by_statistics",
+    "case_of",
     "central_differences",
     "check_step",
     "clip_scale",

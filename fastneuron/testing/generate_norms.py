@@ -11,7 +11,7 @@ from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Parameters, Statistics
 from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
 from fastneuron.losses import LOSSES
-from fastneuron.optimizers import SGD
+from fastneuron.optimizers import SGD, Optimizer
 from fastneuron.spec import NetworkSpec
 from fastneuron.testing.bounds import Array
 from fastneuron.testing.generate import (
@@ -22,7 +22,13 @@ from fastneuron.testing.generate import (
     draw_targets,
 )
 
-__all__ = ["EXACT_EPSILON", "draw_statistics", "generated_norm_cases", "integer_norm_case"]
+__all__ = [
+    "EXACT_EPSILON",
+    "case_of",
+    "draw_statistics",
+    "generated_norm_cases",
+    "integer_norm_case",
+]
 
 #: What stands between two dense layers: B batch, L layer, F frozen batch normalisation, D dropout.
 MOTIFS = ("B", "L", "D", "BD", "F", "DL", "BL", "DB", "BB", "FD", "LBF", "LD")
@@ -41,6 +47,32 @@ def draw_statistics(spec: NetworkSpec, rng: np.random.Generator) -> Statistics:
         variance = rng.uniform(0.1, 2, layer.out_features).astype(spec.dtype)
         statistics.append((mean, variance) if layer.has_statistics else None)
     return statistics
+
+
+def case_of(
+    *layers: Layer,
+    rows: int = 40,
+    batch: int = 13,
+    dtype: str = "float32",
+    loss: str = "mse",
+    optimizer: Optimizer = SGD(0.05),  # noqa: B008 (it is frozen)
+    seed: int = 0,
+) -> Case:
+    """Return a network of these layers with random parameters, statistics and data."""
+    rng = np.random.default_rng(seed)
+    spec = NetworkSpec.chain(layers, dtype)
+    return Case(
+        "-".join(layer.kind for layer in spec.layers),
+        spec,
+        LOSSES[loss],
+        optimizer,
+        draw_parameters(spec, rng),
+        draw_inputs(rng, rows, spec.in_features, dtype),
+        draw_targets(LOSSES[loss], rng, rows, spec.out_features, dtype),
+        None,
+        batch,
+        draw_statistics(spec, rng),
+    )
 
 
 def generated_norm_cases(count: int = 24, seed: int = 0, dtype: str = "float32") -> list[Case]:
