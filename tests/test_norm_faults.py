@@ -1,4 +1,4 @@
-"""Steps that fail, in networks with normalisations and dropout: nothing moves, statistics neither."""
+"""Failing steps of networks with normalisations and dropout: nothing moves, statistics neither."""
 
 from __future__ import annotations
 
