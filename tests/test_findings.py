@@ -81,6 +81,14 @@ def test_equal_weights_with_other_biases_are_no_twins() -> None:
     assert [f.neurons for f in found(ask(net), "twins")] == [(4, 30)]
 
 
+def test_twins_of_a_linear_layer_are_found() -> None:
+    net = fn.Sequential(fn.Dense(8, 16), fn.Dense(16, 3), seed=0)
+    weight = net.layers[0].weight
+    weight[:, 5] = weight[:, 11]
+    net.layers[0].weight = weight
+    assert [(f.layer, f.neurons) for f in found(ask(net), "twins")] == [(0, (5, 11))]
+
+
 @pytest.mark.parametrize("bias", [-1e5, 1e3])
 def test_equal_biases_however_large_make_no_twins(bias: float) -> None:
     net = small("relu")

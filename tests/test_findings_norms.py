@@ -244,6 +244,15 @@ def test_running_statistics_far_from_the_rows_are_found(cause: str, seed: int) -
     assert {f.kind for f in same.findings} <= {"unlike_statistics"}
 
 
+def test_a_frozen_normalisation_may_have_statistics_of_other_rows() -> None:
+    net = normalised("batch_norm", "tanh", trainable=False)
+    net.fit(X, Y, loss="cross_entropy", epochs=10, backend="numpy")
+    net.layers[1].running_mean = np.full(32, 50.0)
+    got = net.diagnose(X, Y)
+    assert not got.layers[1].frozen  # the dense layer that feeds it is trained
+    assert found(got, "unlike_statistics") == found(got, "narrow_inputs") == []
+
+
 def test_a_variance_that_a_dropout_widened_is_no_finding() -> None:
     """Dropping numbers whose mean is far from 0 adds to their variance; predictions lack it."""
     net = fn.Sequential(
