@@ -10,10 +10,26 @@ import pytest
 import fastneuron as fn
 from fastneuron import backends
 from fastneuron.datasets import load_digits
-from fastneuron.testing.patients import SEEDS, X, Y, ask, found, small
+from fastneuron.testing.patients import NORMS, SEEDS, X, Y, ask, found, ill_of_all, small
 
 DIGITS, DIGIT = load_digits()
 DIGITS = DIGITS / 16
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("norm", [None, *NORMS])
+def test_each_illness_of_one_network_is_found(norm: str | None, seed: int) -> None:
+    net, where = ill_of_all(seed, norm)
+    findings = ask(net).findings
+    for kind, layer in where.items():
+        (finding,) = (f for f in findings if (f.kind, f.layer) == (kind, layer))
+        if kind == "twins":
+            assert finding.neurons == (*range(12), *range(20, 32))
+        if kind == "saturated":
+            assert finding.neurons == tuple(range(32))
+        if kind == "dead":
+            assert set(finding.neurons) >= set(range(1, 32, 2))
+    assert {(f.kind, f.layer) for f in findings if f.kind in where} == set(where.items())
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -12,7 +12,7 @@ from fastneuron.findings import Finding
 from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
 from fastneuron.network import Sequential, mlp
 
-__all__ = ["NORMS", "SEEDS", "X", "Y", "ask", "found", "normalised", "small"]
+__all__ = ["NORMS", "SEEDS", "X", "Y", "ask", "found", "ill_of_all", "normalised", "small"]
 
 #: Seeds of each illness and of each healthy network.
 SEEDS = range(20)
@@ -69,6 +69,31 @@ def normalised(
             layers.append(Dropout(dropout))
     layers.append(Dense(sizes[-2], sizes[-1]))
     return Sequential(*layers, dtype=dtype, seed=seed)
+
+
+def ill_of_all(seed: int = 0, norm: str | None = None) -> tuple[Sequential, dict[str, int]]:
+    """Return a network for X with four illnesses, and in which layer each is to be found.
+
+    Dead ReLUs, saturated sigmoids, twin neurons, and weights that are all zero; with `norm`, each
+    dense layer but the last feeds that normalisation.
+    """
+    layers: list[Layer] = []
+    activations = ("relu", "sigmoid", "tanh", "tanh")
+    for i, activation in enumerate(activations):
+        size = (8 if i == 0 else 32, 32)
+        init = "zeros" if i == 3 else "auto"
+        dense = Dense(*size, "identity" if norm else activation, weight_init=init)
+        layers += [dense, NORMS[norm](activation=activation)] if norm else [dense]
+    net = Sequential(*layers, Dense(32, 3), seed=seed)
+    apart = 2 if norm else 1  # layers from one illness to the next
+    judged = apart - 1  # the layer that has the activation
+    net.layers[judged].bias = np.where(np.arange(32) % 2, -60.0, 0.0)
+    net.layers[apart + judged].bias = np.full(32, -60.0)
+    weight = net.layers[2 * apart].weight
+    weight[:, 20:] = weight[:, :12]
+    net.layers[2 * apart].weight = weight
+    at = {"dead": judged, "saturated": apart + judged, "twins": 2 * apart + judged}
+    return net, at | {"zero_weights": 3 * apart}
 
 
 def ask(net: Sequential, x: Any = X, y: Any = Y) -> Diagnosis:
