@@ -1,4 +1,4 @@
-"""The blocked layout: packing round trips and disjoint regions."""
+"""The blocked layout: packing round trips, disjoint regions, tiles of what is trained."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from fastneuron.kernels import columns as at
+from fastneuron.kernels.contract import Parameters, Statistics
 from fastneuron.kernels.layout import Layout, aligned, from_panels, to_panels
-from fastneuron.layers import Dense
+from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.spec import NetworkSpec
+from fastneuron.testing import draw_parameters, draw_statistics
 
 LANES = 8
 SLIM_OUTPUTS = (at.SLIM_PRE, at.SLIM_OUT, at.SLIM_OUT_DELTA)
@@ -113,6 +115,132 @@ def test_tiles_visit_every_parameter_once(rows: int) -> None:
     assert (visits == 1).all()
     assert len(layout.tiles) == layout.head[at.N_TILES]
     assert (np.diff(layout.tiles[:, at.TILE_LAYER]) >= 0).all()
+
+
+#: Every kind of layer, and every choice of what is trained.
+KINDS = (
+    BatchNorm(13, activation="gelu"), Dense(13, 20, "tanh"), LayerNorm(trainable="bias"),
+    Dropout(), Dense(20, 9, bias=True, trainable="bias"), BatchNorm(bias=False, trainable="weight"),
+    BatchNorm(trainable=False), Dense(9, 17, trainable=False), LayerNorm(bias=False),
+    Dense(17, 5, trainable="weight"), LayerNorm(trainable=False), Dropout(0.25),
+    Dense(5, 8, bias=False),
+)  # fmt: skip
+
+
+def drawn(spec: NetworkSpec) -> tuple[Parameters, Statistics]:
+    rng = np.random.default_rng(0)
+    return draw_parameters(spec, rng), draw_statistics(spec, rng)
+
+
+def test_every_kind_round_trips() -> None:
+    spec = NetworkSpec.chain(KINDS)
+    layout = Layout.build(spec, LANES, 5, 1)
+    parameters, statistics = drawn(spec)
+    arena = np.full(layout.size, np.nan, np.float32)
+    start = int(layout.head[at.PARAMETERS])
+    region = arena[start : start + layout.n_parameters]
+    layout.pack(parameters, region)
+    layout.pack_statistics(statistics, arena)
+    assert np.isfinite(region).all()
+    for pair, want in zip(layout.unpack(region), parameters, strict=True):
+        for one, other in zip(pair, want, strict=True):
+            assert (one is None) == (other is None)
+            if one is not None and other is not None:
+                np.testing.assert_array_equal(one, other)
+                assert one.shape == other.shape
+    for moved, kept in zip(layout.unpack_statistics(arena), statistics, strict=True):
+        assert (moved is None) == (kept is None)
+        for one, other in zip(moved or (), kept or (), strict=True):
+            np.testing.assert_array_equal(one, other)
+    written = np.flatnonzero(np.isfinite(arena))
+    assert written.max() < layout.persistent  # statistics outlive a growth of the capacity
+
+
+def test_gradients_of_what_is_not_trained_are_zero() -> None:
+    spec = NetworkSpec.chain(KINDS)
+    layout = Layout.build(spec, LANES, 5, 1)
+    arena = np.full(layout.size, 7, np.float32)  # what lies there is never looked at
+    for layer, (weight, bias) in zip(spec.layers, layout.unpack_gradient(arena), strict=True):
+        np.testing.assert_array_equal(weight, 7 if layer.trains_weight else 0)
+        if bias is not None:
+            np.testing.assert_array_equal(bias, 7 if layer.trains_bias else 0)
+
+
+@pytest.mark.parametrize("rows", [4, 1 << 12])
+def test_tiles_visit_what_is_trained_once(rows: int) -> None:
+    spec = NetworkSpec.chain(KINDS)
+    layout = Layout.build(spec, LANES, rows, 1)
+    visits = np.zeros(layout.n_parameters, int)
+    for tile in layout.tiles:
+        first = tile[at.TILE_WEIGHT]
+        visits[first : first + tile[at.TILE_INPUTS] * LANES] += 1
+        if tile[at.TILE_BIAS] >= 0:
+            visits[tile[at.TILE_BIAS] : tile[at.TILE_BIAS] + LANES] += 1
+    want = np.zeros_like(visits)
+    for row, layer in zip(layout.layers, spec.layers, strict=True):
+        width = -(-layer.out_features // LANES) * LANES
+        inputs = layer.in_features if isinstance(layer, Dense) else 1
+        want[row[at.WEIGHT] : row[at.WEIGHT] + inputs * width] = layer.trains_weight
+        if layer.bias:
+            want[row[at.BIAS] : row[at.BIAS] + width] = layer.trains_bias
+    np.testing.assert_array_equal(visits, want)
+    kinds = {int(kind) for kind in layout.tiles[:, at.TILE_KIND]}
+    assert kinds == {at.DENSE, at.BATCH_NORM, at.LAYER_NORM, at.BIAS_ALONE}
+    assert (np.diff(layout.tiles[:, at.TILE_LAYER]) >= 0).all()
+
+
+def test_regions_of_every_kind_are_disjoint() -> None:
+    """Deltas replace one another only where a layer works in place."""
+    spec = NetworkSpec.chain(KINDS)
+    layout = Layout.build(spec, LANES, 5, 3)
+    head, capacity = layout.head, int(layout.head[at.CAPACITY])
+
+    def padded(columns: int) -> int:
+        return -(-columns // LANES) * LANES
+
+    regions = [
+        (int(head[place]), layout.n_parameters)
+        for place in (at.PARAMETERS, at.MOMENT_1, at.MOMENT_2, at.GRADIENT)
+    ]
+    regions += [(int(head[at.ZEROS]), LANES), (int(head[at.TILE_SQUARES]), len(layout.tiles))]
+    first = layout.layers[0]
+    regions.append((int(first[at.IN_ROWS]), padded(int(first[at.INPUTS])) * capacity))
+    for row, layer in zip(layout.layers, spec.layers, strict=True):
+        inputs, outputs = int(row[at.INPUTS]), int(row[at.OUTPUTS])
+        kind, width = row[at.KIND], padded(outputs)
+        if kind == at.DENSE:
+            regions.append((int(row[at.TRANSPOSED]), padded(inputs) * outputs))
+        else:
+            regions.append((int(row[at.NUMBERS]), LANES))
+        if layer.has_statistics:
+            regions.append((int(row[at.RUNNING]), 2 * width))
+        if kind == at.BATCH_NORM:
+            regions.append((int(row[at.KEPT]), 5 * width))
+        if kind == at.LAYER_NORM:
+            regions.append((int(row[at.KEPT]), 2 * capacity))
+        places = {int(row[column]) for column in (at.OUT_ROWS, at.PRE_ROWS, at.OUT_DELTA)}
+        regions += [(place, width * capacity) for place in places]
+        regions.append((int(row[at.IN_DELTA]), padded(inputs) * capacity))
+        in_place = kind in (at.BATCH_NORM, at.DROPOUT, at.FROZEN_NORM)
+        assert (row[at.IN_DELTA] == row[at.OUT_DELTA]) == in_place
+        assert (row[at.INFER_IN] == row[at.INFER_OUT]) == (kind != at.DENSE)
+    ordered = sorted(set(regions))
+    for (start, size), (following, _size) in pairwise(ordered):
+        assert start + size <= following
+    assert ordered[-1][0] + ordered[-1][1] <= layout.size
+    assert not layout.layers[:, at.SLIM].any()
+
+
+def test_deltas_go_back_to_the_first_that_learns() -> None:
+    frozen, norm = Dense(4, 4, trainable=False), BatchNorm(4)
+    for layers, want in [
+        ([Dense(4, 4), Dense(4, 4)], 1), ([frozen, Dense(4, 4)], 2), ([norm, Dense(4, 4)], 0),
+        ([frozen, norm, frozen], 1), ([LayerNorm(4), frozen], 1), ([Dropout(0.5, 4), norm], 1),
+        ([frozen, frozen], 2), ([frozen, BatchNorm(4, trainable=False), Dense(4, 4)], 3),
+        ([Dense(4, 4, trainable="bias"), frozen], 1),
+    ]:  # fmt: skip
+        spec = NetworkSpec.chain(layers)
+        assert Layout.build(spec, LANES, 4, 1).head[at.BACK_TO] == want, layers
 
 
 def test_tiles_stay_in_a_band_of_output_panels() -> None:
