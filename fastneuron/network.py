@@ -193,9 +193,9 @@ class Sequential:
         """Return a network for predictions: no BatchNorm and no Dropout, the same outputs.
 
         Each `BatchNorm` has become part of the weight and bias of a layer beside it, by its running
-        statistics; `fastneuron.folding.folded` says of which. Outputs agree up to the rounding of
-        float32 or float64: the new parameters are computed in float64 and rounded once. This
-        network stays as it is.
+        statistics, or, between two activations, a `Dense` with a diagonal weight; see
+        `fastneuron.folding.folded`. Outputs agree up to the rounding of the network's dtype: the
+        new parameters are computed in float64 and rounded once. This network stays as it is.
 
         Raises
         ------
