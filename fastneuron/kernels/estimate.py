@@ -218,11 +218,11 @@ class StepModel:
             return one * vectors + p.layer_norm_row * rows, 0.0
         if kind == at.FROZEN_NORM or not in_training:
             return p.one_pass * vectors, 0.0
-        # Between blocks of all rows: what they wrote is met again here, and what is written here by
-        # them. Back, the inputs are read too.
+        # A panel of many rows is in no first level: its passes, and the blocks of rows behind it,
+        # read it from the next one.
         size = rows * self._panels[i] * self.lanes * self._itemsize
-        one = p.batch_norm_back if back else p.batch_norm
-        return one * vectors, (3 if back else 2) * size * p.byte(2 * size)
+        one, passes = (p.batch_norm_back, 4) if back else (p.batch_norm, 6)
+        return one * vectors, passes * size * p.byte(2 * size)
 
     def _loss(self, rows: int) -> float:
         p, outputs = self.prices, self._sizes[-1]
