@@ -18,7 +18,7 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 from fastneuron.errors import BackendUnavailable, UnknownNameError
-from fastneuron.kernels.contract import SLOTS, Engine
+from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.places import compiled_kernels
@@ -45,6 +45,7 @@ class _Parts(NamedTuple):
     engine: Callable[..., Engine]
     has_engine: bool
     instruction_set: str = ""
+    ceilings: Ceilings | None = None
 
 
 _chosen: ContextVar[str | None] = ContextVar("fastneuron_backend", default=None)
@@ -96,6 +97,11 @@ class Backend:
     def instruction_set(self) -> str:
         """The instruction set of kernels that were compiled ahead for several; else nothing."""
         return _load(self.name).instruction_set
+
+    @property
+    def ceilings(self) -> Ceilings | None:
+        """Kernels that show what a core can do at most; None where it has none."""
+        return _load(self.name).ceilings
 
     def engine(
         self,
@@ -286,4 +292,4 @@ def _import(name: str) -> _Parts:
     if engine is None:
         return _Parts(slots, origin, partial(reference_parts.engine, slots=slots), False)
     instruction_set: Callable[[], str] = getattr(module, "instruction_set", str)
-    return _Parts(slots, origin, engine, True, instruction_set())
+    return _Parts(slots, origin, engine, True, instruction_set(), module.CEILINGS)

@@ -72,6 +72,9 @@ cdef extern from "kernels.h" nogil:
         void (*update_run)(
             int64_t, void *, const void *, void *, void *, int64_t, const double *, double, void *
         ) noexcept nogil
+        void (*multiply_adds)(void *, int64_t) noexcept nogil
+        void (*read_all)(const void *, int64_t, int64_t, void *) noexcept nogil
+        void (*copy_all)(const void *, void *, int64_t, int64_t) noexcept nogil
 
 cdef extern from "constants.h" nogil:
     const char *FN_CONSTANTS
@@ -293,3 +296,31 @@ def update_run(
         kernels.update_run(
             kind, parameters, slopes, first, second, size, numbers, clip, scratch
         )
+
+
+def multiply_adds(cnp.ndarray out not None, int64_t turns):
+    """Do 12 vectors of multiply-adds, `turns` times, on the numbers of `out`."""
+    cdef const fn_kernels *kernels = _of(out)
+    cdef void *numbers = _data(out)
+    with nogil:
+        kernels.multiply_adds(numbers, turns)
+
+
+def read_all(cnp.ndarray x not None, int64_t turns, cnp.ndarray out not None):
+    """Read x, whole multiples of 8 vectors, `turns` times; leave the sums in `out`."""
+    cdef const fn_kernels *kernels = _of(x)
+    cdef void *numbers = _data(x)
+    cdef void *sums = _data(out)
+    cdef int64_t size = cnp.PyArray_SIZE(x)
+    with nogil:
+        kernels.read_all(numbers, size, turns, sums)
+
+
+def copy_all(cnp.ndarray x not None, cnp.ndarray y not None, int64_t turns):
+    """Do ``y = x``, whole multiples of 8 vectors, `turns` times."""
+    cdef const fn_kernels *kernels = _of(x)
+    cdef void *source = _data(x)
+    cdef void *target = _data(y)
+    cdef int64_t size = cnp.PyArray_SIZE(x)
+    with nogil:
+        kernels.copy_all(source, target, size, turns)

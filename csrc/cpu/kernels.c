@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 
+#include "ceilings.h"
 #include "slots.h"
 #include "worker.h"
 
@@ -46,6 +47,18 @@ static void slot_update_run(int64_t kind, void *p, const void *g, void *m, void 
     update_run(kind, p, g, m, v, size, scalars, clip, scratch);
 }
 
+static void ceiling_multiply_adds(void *out, int64_t turns) { multiply_adds(out, turns); }
+
+static void ceiling_read_all(const void *x, int64_t size, int64_t turns, void *out)
+{
+    read_all(x, size, turns, out);
+}
+
+static void ceiling_copy_all(const void *x, void *y, int64_t size, int64_t turns)
+{
+    copy_all(x, y, size, turns);
+}
+
 const fn_kernels FN_NAME = {
     .vector_bytes = VECTOR_BYTES,
     .train = train,
@@ -56,4 +69,7 @@ const fn_kernels FN_NAME = {
     .dense_backward = slot_dense_backward,
     .loss_rows = slot_loss_rows,
     .update_run = slot_update_run,
+    .multiply_adds = ceiling_multiply_adds,
+    .read_all = ceiling_read_all,
+    .copy_all = ceiling_copy_all,
 };

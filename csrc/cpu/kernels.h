@@ -57,6 +57,10 @@ typedef struct {
                       void *scratch);
     void (*update_run)(int64_t kind, void *p, const void *g, void *m, void *v, int64_t size,
                        const double *scalars, double clip, void *scratch);
+    /* What the processor can do at most, see ceilings.h. */
+    void (*multiply_adds)(void *out, int64_t turns);
+    void (*read_all)(const void *x, int64_t size, int64_t turns, void *out);
+    void (*copy_all)(const void *x, void *y, int64_t size, int64_t turns);
 } fn_kernels;
 
 #endif

@@ -7,7 +7,7 @@ that `fastneuron.arrays` has normalised; an engine trusts its arguments and chec
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -44,6 +44,27 @@ SLOTS = (
     "adam_update",
     "rmsprop_update",
 )
+
+
+class Ceilings(NamedTuple):
+    """Kernels that show what one core can do at most; each does its work `turns` times.
+
+    Attributes
+    ----------
+    multiply_adds : callable (out, turns)
+        12 registers of multiply-adds on the numbers of `out`, at least as many.
+    read_all : callable (x, turns, out)
+        Reads x, a whole multiple of 8 registers, and leaves sums in `out` (8 registers).
+    copy_all : callable (x, y, turns)
+        ``y = x``.
+    lane_count : callable (dtype)
+        Numbers of two registers.
+    """
+
+    multiply_adds: Callable[[Array, int], object]
+    read_all: Callable[[Array, int, Array], object]
+    copy_all: Callable[[Array, Array, int], object]
+    lane_count: Callable[[Any], int]
 
 
 class Status(IntEnum):

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastneuron.kernels import constants
 from fastneuron.kernels.blocked import BlockedEngine
-from fastneuron.kernels.contract import Array
+from fastneuron.kernels.contract import Array, Ceilings
 from fastneuron.kernels.panel_slots import PanelSlots
 
 __all__ = ["SLOTS", "CythonEngine", "instruction_set"]
@@ -92,5 +92,7 @@ class CythonEngine(BlockedEngine):
     _infer = staticmethod(_c.infer)
 
 
+#: What measures the processor's ceilings, see `contract.Ceilings`.
+CEILINGS = Ceilings(_c.multiply_adds, _c.read_all, _c.copy_all, _lane_count)
 #: Slot name -> function; all of them.
 SLOTS = PanelSlots(_c, _lane_count, _as_it_is).table()

@@ -1,0 +1,1 @@
+"""Measurements of training: what a bias costs, where a step goes, what the machine can do."""
