@@ -21,6 +21,7 @@ typedef struct {
     int64_t *words;
     int64_t tid, n_threads;
     real *scratch; /* this thread's own: see scratch_size */
+    int64_t *marks; /* this thread's marks of time, or NULL where nobody asks: see marks.h */
     /* The step's. */
     const int64_t *samples; /* (batch,) */
     int64_t batch;

@@ -15,6 +15,7 @@
 #include "dropout.h"
 #include "few.h"
 #include "gather.h"
+#include "marks.h"
 #include "norms.h"
 #include "row_norms.h"
 #include "rows.h"
@@ -38,6 +39,7 @@ static bool goes_by_columns(const TrainingStep *s)
 /* Copy some rows of the batch to the input of layer 0. */
 static void gather_part(const TrainingStep *s, int64_t first, int64_t n_rows)
 {
+    mark(s, MARKS_GATHER, 0);
     const int64_t *layer = layer_of(s, 0);
     if (is_slim(s, layer))
         slim_gather(s, first, n_rows);
@@ -61,6 +63,7 @@ static Draw draw_for(const TrainingStep *s, int64_t index)
 static void forward_part(const TrainingStep *s, int64_t index, int64_t first_panel,
                          int64_t end_panel, int64_t first, int64_t n_rows)
 {
+    mark(s, MARKS_FORWARD, index);
     const int64_t *layer = layer_of(s, index), offset = first * PANEL, stride = panel_stride(s);
     const bool inside = index + 1 < s->head[AT_N_LAYERS];
     real *most = inside ? entry(s->most, index + 1, OF_INPUT) : NULL;
@@ -100,6 +103,7 @@ static void loss_part(const TrainingStep *s, int64_t first, int64_t n_rows)
 {
     const int64_t index = s->head[AT_N_LAYERS] - 1, stride = panel_stride(s);
     const int64_t *last = layer_of(s, index);
+    mark(s, MARKS_LOSS, index);
     if (s->stages & STAGES_LOSS) {
         if (s->head[AT_LOSS] == LOSS_CROSS_ENTROPY)
             cross_entropy_block(s->arena, s->head, last, stride, s->labels, s->targets, s->weight,
@@ -123,6 +127,7 @@ static void loss_part(const TrainingStep *s, int64_t first, int64_t n_rows)
 static void backward_part(const TrainingStep *s, int64_t index, int64_t first_panel,
                           int64_t end_panel, int64_t first, int64_t n_rows)
 {
+    mark(s, MARKS_BACKWARD, index);
     const int64_t *layer = layer_of(s, index), stride = panel_stride(s);
     const int64_t *before = index > 0 ? layer_of(s, index - 1) : NULL;
     real *most = before ? entry(s->most, index - 1, OF_DELTA) : NULL;
@@ -194,6 +199,13 @@ static int64_t block_rows(const TrainingStep *s)
 static int64_t blocks_of(const TrainingStep *s, int64_t block)
 {
     return s->batch <= block ? 1 : (s->batch + block - 1) / block;
+}
+
+/* Wait for the team; false where it gives up. */
+static bool meet(const TrainingStep *s)
+{
+    mark(s, MARKS_WAIT, 0);
+    return barrier(s->words, s->n_threads);
 }
 
 INLINE int64_t draw_of(const TrainingStep *s, int64_t total)
@@ -283,24 +295,24 @@ static bool phase_a_by_rows(const TrainingStep *s)
         for (int64_t cut; (cut = cut_from(s, first)) < n_layers; first = cut + 1) {
             if (cut > first || first == 0) {
                 rows_forward(s, first, cut, cut);
-                if (!barrier(s->words, s->n_threads))
+                if (!meet(s))
                     return false;
             }
             panels_forward(s, cut);
-            if (!barrier(s->words, s->n_threads))
+            if (!meet(s))
                 return false;
         }
     int64_t cut = cut_before(s, n_layers);
     rows_forward(s, cut + 1, n_layers, most_of(cut + 1, final));
     if (s->stages & STAGES_BACKWARD)
         for (; cut >= final; cut = cut_before(s, cut)) {
-            if (!barrier(s->words, s->n_threads))
+            if (!meet(s))
                 return false;
             panels_backward(s, cut);
             const int64_t last = most_of(cut_before(s, cut) + 1, final);
             if (cut <= last)
                 continue;
-            if (!barrier(s->words, s->n_threads))
+            if (!meet(s))
                 return false;
             rows_backward(s, cut - 1, last);
         }
@@ -317,7 +329,7 @@ static bool phase_a_by_columns(const TrainingStep *s)
     if (s->stages & STAGES_FORWARD) {
         while ((ticket = draw_of(s, blocks)) < blocks)
             gather_part(s, ticket * block, least(block, s->batch - ticket * block));
-        if (!barrier(s->words, s->n_threads))
+        if (!meet(s))
             return false;
         for (int64_t index = 0; index < n_layers; index++) {
             if (layer_of(s, index)[AT_KIND] != AT_LAYER_NORM)
@@ -326,7 +338,7 @@ static bool phase_a_by_columns(const TrainingStep *s)
                 while ((ticket = draw_of(s, blocks)) < blocks)
                     forward_part(s, index, 0, panels_of(s, index, AT_OUTPUTS), ticket * block,
                                  least(block, s->batch - ticket * block));
-            if (!barrier(s->words, s->n_threads))
+            if (!meet(s))
                 return false;
         }
     }
@@ -334,7 +346,7 @@ static bool phase_a_by_columns(const TrainingStep *s)
         loss_part(s, ticket * block, least(block, s->batch - ticket * block));
     if (s->stages & STAGES_BACKWARD)
         for (int64_t index = n_layers - 1; index >= final_layer(s); index--) {
-            if (!barrier(s->words, s->n_threads))
+            if (!meet(s))
                 return false;
             if (layer_of(s, index)[AT_KIND] != AT_LAYER_NORM)
                 panels_backward(s, index);

@@ -39,9 +39,10 @@ static bool refresh_copies(const TrainingStep *s, bool stale)
     const int64_t first = s->stages & STAGES_INPUT_DELTA ? 0 : kept_up;
     const int64_t count = (stale ? s->head[AT_N_TILES] : kept_up) - first;
     int64_t ticket;
+    mark(s, MARKS_REFRESH, 0);
     while ((ticket = draw_of(s, count)) < count)
         transpose_tile(s, tile_of(s, first + ticket));
-    return barrier(s->words, s->n_threads);
+    return meet(s);
 }
 
 /* Sum up the row losses. */
@@ -57,7 +58,8 @@ static void step_tiles(const TrainingStep *s)
 {
     const int64_t n_tiles = s->head[AT_N_TILES];
     int64_t ticket;
-    while ((ticket = draw_of(s, n_tiles)) < n_tiles)
+    while ((ticket = draw_of(s, n_tiles)) < n_tiles) {
+        mark(s, MARKS_GRADIENT, tile_of(s, ticket)[AT_TILE_LAYER]);
         if (tile_of(s, ticket)[AT_TILE_KIND] != AT_DENSE) {
             tile_gradient(s, ticket);
             tile_update(s, tile_of(s, ticket), 1.0);
@@ -66,6 +68,7 @@ static void step_tiles(const TrainingStep *s)
         } else {
             tile_step(s, ticket, tiles_before(s, 1));
         }
+    }
 }
 
 /* All gradients, and then the update, once they are known to be finite. */
@@ -74,12 +77,15 @@ static bool gradients_then_update(const TrainingStep *s)
     const int64_t n_tiles = s->head[AT_N_TILES];
     int64_t ticket;
     if (s->stages & STAGES_BACKWARD)
-        while ((ticket = draw_of(s, n_tiles)) < n_tiles)
+        while ((ticket = draw_of(s, n_tiles)) < n_tiles) {
+            mark(s, MARKS_GRADIENT, tile_of(s, ticket)[AT_TILE_LAYER]);
             tile_gradient(s, ticket);
-    if (!barrier(s->words, s->n_threads) || s->words[STAGES_STATUS] != STATUS_OK)
+        }
+    if (!meet(s) || s->words[STAGES_STATUS] != STATUS_OK)
         return false;
     if (!(s->stages & STAGES_UPDATE))
         return true;
+    mark(s, MARKS_CHECK, 0);
     const double squared = squared_norm(s);
     if (!isfinite(squared)) {
         if (s->tid == 0)
@@ -87,8 +93,10 @@ static bool gradients_then_update(const TrainingStep *s)
         return false;
     }
     const double clip = clip_scale(squared, s->scalars[OPTIMIZERS_CLIP_NORM]);
-    while ((ticket = draw_of(s, n_tiles)) < n_tiles)
+    while ((ticket = draw_of(s, n_tiles)) < n_tiles) {
+        mark(s, MARKS_UPDATE, tile_of(s, ticket)[AT_TILE_LAYER]);
         tile_update(s, tile_of(s, ticket), clip);
+    }
     return true;
 }
 
@@ -104,8 +112,9 @@ static bool step(TrainingStep *s)
     const bool one_visit = s->stages & STAGES_UPDATE && s->scalars[OPTIMIZERS_CLIP_NORM] == 0 &&
                            s->head[AT_N_TILES] >= AT_FUSE_FROM;
     s->most = one_visit ? maxima_of(s, s->tid) : NULL;
-    if (!phase_a(s) || !barrier(s->words, s->n_threads))
+    if (!phase_a(s) || !meet(s))
         return false;
+    mark(s, MARKS_CHECK, 0);
     /* All have looked at it before the barrier, and will again after the next. */
     if (s->tid == 0 && (stale || s->stages & STAGES_UPDATE))
         s->head[AT_STALE] = s->few;
@@ -118,7 +127,7 @@ static bool step(TrainingStep *s)
         return false;
     if (!(s->stages & STAGES_UPDATE))
         return true;
-    if (!barrier(s->words, s->n_threads))
+    if (!meet(s))
         return false;
     if (s->tid == 0)
         s->words[STAGES_STEPS]++;
@@ -133,6 +142,8 @@ static void train(const fn_training *t)
               .targets = t->targets, .target_columns = t->target_columns, .weight = t->weight,
               .words = t->words, .tid = t->tid, .n_threads = t->n_threads};
     s.scratch = region(&s, AT_SCRATCH) + s.tid * scratch_size();
+    const int64_t *asked = s.words + STAGES_MARKS;
+    s.marks = asked[0] ? s.words + asked[0] + s.tid * asked[1] : NULL;
     for (int64_t i = 0; i < t->n_steps; i++) {
         const int64_t *bounds = t->bounds + i, end = t->bounds[least(i + 2, t->n_steps)];
         s.samples = t->order + bounds[0];
@@ -142,8 +153,9 @@ static void train(const fn_training *t)
         s.scalars = t->scalars + i * OPTIMIZERS_N_SCALARS;
         s.loss = t->losses + i;
         if (!step(&s))
-            return;
+            break;
     }
+    mark(&s, MARKS_END, 0);
 }
 
 /* Take a block of rows through one layer as predictions have it: by running statistics, and with

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.kernels import columns as at
-from fastneuron.kernels import stages
+from fastneuron.kernels import marks, stages
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
 from fastneuron.kernels.cost import PROBE_ROWS, WORK_TO_WAKE, Course, measured_speeds
 from fastneuron.kernels.estimate import StepModel
@@ -174,11 +174,13 @@ class BlockedEngine(Engine):
         step_work: int,
         steps: int,
         timed: bool = False,
+        room: int = 0,
     ) -> Outcome:
         """Run a worker on as many threads as pay, and read off how it went.
 
         The caller holds the turn; each of the steps is worth `step_work` multiply-adds. `timed`
-        says that they are whole training steps, whose time people ask for.
+        says that they are whole training steps, whose time people ask for; `room` is for how many
+        marks of time there is room in the words, a thread.
         """
         threads = planned = self.n_threads or 1
         if self.n_threads is None and step_work * steps >= WORK_TO_WAKE:
@@ -186,6 +188,8 @@ class BlockedEngine(Engine):
             threads = course.pace.pick(planned)
         words = self._words
         words.fill(0)
+        if room:
+            marks.ask(words, room)
         start = time.perf_counter()
         if threads == 1:
             worker(*arguments, words, 0, 1)
@@ -218,6 +222,7 @@ class BlockedEngine(Engine):
         scalars: NDArray[np.float64],
         losses: NDArray[np.float64],
         rows: int,
+        room: int = 0,
     ) -> Outcome:
         labels, targets = (y, self._no_targets) if y.ndim == 1 else (self._no_labels, y)
         given = self._input
@@ -238,7 +243,7 @@ class BlockedEngine(Engine):
         )
         work, steps = self._row_work * rows, len(bounds) - 1
         timed = stage == _WHOLE_STEP
-        return self._call(self._train, arguments, self._training, rows, work, steps, timed)
+        return self._call(self._train, arguments, self._training, rows, work, steps, timed, room)
 
     def run(
         self,
@@ -250,11 +255,60 @@ class BlockedEngine(Engine):
         scalars: NDArray[np.float64],
         losses: NDArray[np.float64],
     ) -> Outcome:
-        rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[1] - bounds[0])
         with self._turn:
-            self._grow(rows)
-            self._kept = 0
-            return self._train_call(_WHOLE_STEP, x, y, weight, order, bounds, scalars, losses, rows)
+            return self._run(x, y, weight, order, bounds, scalars, losses)
+
+    def run_marked(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        scalars: NDArray[np.float64],
+        losses: NDArray[np.float64],
+        *,
+        room: int,
+    ) -> tuple[Outcome, list[NDArray[np.int64]]]:
+        """Do what `run` does, and return each thread's marks of time too.
+
+        Parameters
+        ----------
+        room : int
+            Marks that a thread has room for; later ones are left out.
+
+        Returns
+        -------
+        outcome : Outcome
+        marks : list of (n, 2) int64
+            Codes and ticks, see `fastneuron.kernels.marks`; one array a thread of the team.
+        """
+        with self._turn:
+            usual = self._words
+            self._words = np.zeros(marks.words(self._max_threads, room), np.int64)
+            try:
+                given = (x, y, weight, order, bounds, scalars, losses)
+                outcome = self._run(*given, room=room)
+                return outcome, marks.read(self._words, self._max_threads)
+            finally:
+                self._words = usual
+
+    def _run(
+        self,
+        x: Array,
+        y: Array,
+        weight: Array | None,
+        order: NDArray[np.int64],
+        bounds: NDArray[np.int64],
+        scalars: NDArray[np.float64],
+        losses: NDArray[np.float64],
+        room: int = 0,
+    ) -> Outcome:
+        rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[1] - bounds[0])
+        self._grow(rows)
+        self._kept = 0
+        given = (x, y, weight, order, bounds, scalars, losses)
+        return self._train_call(_WHOLE_STEP, *given, rows, room)
 
     def _whole_batch(
         self, stage: int, x: Array, y: Array, weight: Array | None, scalars: Any

@@ -13,7 +13,7 @@ from functools import cache
 from types import ModuleType
 
 from fastneuron import activations, losses, optimizers
-from fastneuron.kernels import columns, contract, stages
+from fastneuron.kernels import columns, contract, marks, stages
 
 
 def _lines(prefix: str, values: Mapping[str, object]) -> list[str]:
@@ -37,6 +37,7 @@ def _text() -> str:
     lines = [
         *_of_module("AT", columns),
         *_of_module("STAGES", stages),
+        *_of_module("MARKS", marks),
         *_of_module("OPTIMIZERS", optimizers),
         *_of_enum("UPDATE", optimizers.UpdateKind),
         *_of_enum("STATUS", contract.Status),

@@ -16,7 +16,8 @@ GENERATION = 8
 ABORTED = 16
 STATUS = 24
 STEPS = 32
-TICKETS = 40  # one for each thread
+MARKS = 40  # where the marks of time begin, and words a thread has for them; 0 for none
+TICKETS = 48  # one for each thread
 
 
 def words(n_threads: int) -> int:

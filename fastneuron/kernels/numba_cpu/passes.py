@@ -13,6 +13,10 @@ from __future__ import annotations
 import numpy as np
 
 from fastneuron.kernels import columns as at
+from fastneuron.kernels.marks import BACKWARD as BACKWARD_PART
+from fastneuron.kernels.marks import FORWARD as FORWARD_PART
+from fastneuron.kernels.marks import GATHER
+from fastneuron.kernels.marks import LOSS as LOSS_PART
 from fastneuron.kernels.numba_cpu.bounds import entry, forget_maxima, maxima_of
 from fastneuron.kernels.numba_cpu.dropout import dropout_panels
 from fastneuron.kernels.numba_cpu.elementwise import IDENTITY
@@ -20,6 +24,7 @@ from fastneuron.kernels.numba_cpu.few import few_rows_backward
 from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner
 from fastneuron.kernels.numba_cpu.losses import CROSS_ENTROPY
+from fastneuron.kernels.numba_cpu.marks import mark, marks_of, meet
 from fastneuron.kernels.numba_cpu.norms import norm_backward, norm_forward
 from fastneuron.kernels.numba_cpu.rows import (
     cross_entropy_block,
@@ -35,7 +40,7 @@ from fastneuron.kernels.numba_cpu.slim_block import (
     slim_layer_forward,
     slim_loss_block,
 )
-from fastneuron.kernels.numba_cpu.sync import barrier, draw
+from fastneuron.kernels.numba_cpu.sync import draw
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.views import row, run
 from fastneuron.kernels.stages import BACKWARD, FOREIGN, FORWARD, INPUT_DELTA
@@ -212,6 +217,16 @@ def layer_at(station, n_layers):
 
 
 @inner
+def part_of(station, index, n_layers):
+    """Return what a station's mark says: the part, and its layer."""
+    if station == 0:
+        return GATHER, 0
+    if station == n_layers + 1:
+        return LOSS_PART, n_layers - 1
+    return (FORWARD_PART if station <= n_layers else BACKWARD_PART), index
+
+
+@inner
 def dealt_by_panels(layers, index, by_columns):
     """Whether the team deals out a station's panels, each for all rows of the batch."""
     if index < 0 or index >= layers.shape[0]:
@@ -257,6 +272,7 @@ def phase_a(
         forget_maxima(arena, head, tid)
     n_parameters = head[at.MOMENT_1] - head[at.PARAMETERS]
     by_columns = not slim and goes_by_columns(layers, n_parameters, batch, n_threads)
+    marks = marks_of(words, tid)
     block = block_rows(head, batch, n_threads, slim)
     blocks = 1 if batch <= block else (batch + block - 1) // block
     begin = 0 if stages & FORWARD else n_layers + 1
@@ -287,6 +303,7 @@ def phase_a(
                 n_rows = min(block, batch - first)
             for station in range(begin, stop):
                 index = layer_at(station, n_layers)
+                mark(words, marks, *part_of(station, index, n_layers))
                 if station == 0:
                     which = run(samples, first, n_rows)
                     if slim and layers[0, at.SLIM]:
@@ -347,6 +364,6 @@ def phase_a(
                         slim,
                     )
         begin = stop
-        if begin < end and not barrier(words, n_threads):
+        if begin < end and not meet(words, marks, n_threads):
             return False
     return True

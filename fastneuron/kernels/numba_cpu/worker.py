@@ -10,16 +10,18 @@ import math
 import numpy as np
 
 from fastneuron.kernels import columns as at
+from fastneuron.kernels import marks as marks_as
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.numba_cpu.bounds import certainly_finite
 from fastneuron.kernels.numba_cpu.few import few_rows_step
 from fastneuron.kernels.numba_cpu.gather import gather_rows
 from fastneuron.kernels.numba_cpu.jit import glue, inner, kernel
+from fastneuron.kernels.numba_cpu.marks import mark, marks_of, meet
 from fastneuron.kernels.numba_cpu.norms import norm_forward
 from fastneuron.kernels.numba_cpu.passes import panels, phase_a
 from fastneuron.kernels.numba_cpu.rows import layer_forward
 from fastneuron.kernels.numba_cpu.sums import sum_of_rows
-from fastneuron.kernels.numba_cpu.sync import barrier, draw
+from fastneuron.kernels.numba_cpu.sync import draw
 from fastneuron.kernels.numba_cpu.target import lanes
 from fastneuron.kernels.numba_cpu.tiles import (
     squared_norm,
@@ -79,12 +81,14 @@ def step(
     batch = samples.shape[0]
     # Of shapes alone: the order of its sums must not hang on the steps around it.
     few = batch <= head[at.FEW]
+    marks = marks_of(words, tid)
     refresh = stages & BACKWARD and not few and head[at.STALE]
     if refresh or (stages & INPUT_DELTA and not few):
         # Copies that training does not read are not kept up in it: make them for this step.
         own = first_tile(head, layers, head[at.BACK_TO])
         first = 0 if stages & INPUT_DELTA else own
         end = head[at.N_TILES] if refresh else own
+        mark(words, marks, marks_as.REFRESH, 0)
         while True:
             ticket = first + draw(words, tid, n_threads, end - first)
             if ticket >= end:
@@ -92,7 +96,7 @@ def step(
             tile = row(tiles, ticket)
             if tile[at.TILE_KIND] == at.DENSE:
                 transpose_tile(arena, head, tile)
-        if not barrier(words, n_threads):
+        if not meet(words, marks, n_threads):
             return False
     slim = head[at.SLIM_LAYERS] > 0 and batch >= at.SLIM_ROWS
     one_visit = stages & UPDATE and scalars[CLIP_NORM] == 0.0 and head[at.N_TILES] >= at.FUSE_FROM
@@ -116,8 +120,9 @@ def step(
         slim,
     ):
         return False
-    if not barrier(words, n_threads):
+    if not meet(words, marks, n_threads):
         return False
+    mark(words, marks, marks_as.CHECK, 0)
     # All have looked at it before the barrier, and will again after the next.
     if tid == 0 and (refresh or stages & UPDATE):
         head[at.STALE] = few
@@ -134,6 +139,7 @@ def step(
             if ticket >= head[at.N_TILES]:
                 break
             tile = row(tiles, ticket)
+            mark(words, marks, marks_as.GRADIENT, tile[at.TILE_LAYER])
             if few and tile[at.TILE_KIND] == at.DENSE:
                 few_rows_step(arena, head, tile, batch, scalars, scratch)
                 continue
@@ -151,7 +157,7 @@ def step(
                 ticket,
                 first_tiles,
             )
-        if not barrier(words, n_threads):
+        if not meet(words, marks, n_threads):
             return False
         if tid == 0:
             words[STEPS] += 1
@@ -163,12 +169,14 @@ def step(
                 break
             total_at = head[at.TILE_SQUARES] + ticket
             tile = row(tiles, ticket)
+            mark(words, marks, marks_as.GRADIENT, tile[at.TILE_LAYER])
             tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch)
-    if not barrier(words, n_threads):
+    if not meet(words, marks, n_threads):
         return False
     if words[STATUS] != 0:
         return False
     if stages & UPDATE:
+        mark(words, marks, marks_as.CHECK, 0)
         squares = squared_norm(arena, head)
         if not math.isfinite(squares):
             if tid == 0:
@@ -180,8 +188,9 @@ def step(
             if ticket >= head[at.N_TILES]:
                 break
             tile = row(tiles, ticket)
+            mark(words, marks, marks_as.UPDATE, tile[at.TILE_LAYER])
             tile_update(arena, head, layers, tile, batch, scalars, clip, not few)
-        if not barrier(words, n_threads):
+        if not meet(words, marks, n_threads):
             return False
         if tid == 0:
             words[STEPS] += 1
@@ -235,7 +244,8 @@ def train(
             n_threads,
             scratch,
         ):
-            return
+            break
+    mark(words, marks_of(words, tid), marks_as.END, 0)
 
 
 @kernel
