@@ -204,7 +204,8 @@ static int64_t blocks_of(const TrainingStep *s, int64_t block)
 /* Wait for the team; false where it gives up. */
 static bool meet(const TrainingStep *s)
 {
-    mark(s, MARKS_WAIT, 0);
+    if (s->n_threads > 1) /* alone there is nobody to wait for */
+        mark(s, MARKS_WAIT, 0);
     return barrier(s->words, s->n_threads);
 }
 

@@ -370,6 +370,11 @@ class BlockedEngine(Engine):
 
     # What people and tests look at.
 
+    @property
+    def tiles(self) -> NDArray[np.int64]:
+        """The table of what phase B visits."""
+        return self._layout.tiles
+
     def poison(self, value: float) -> None:
         """Fill all scratch with `value`: results must not change. For tests."""
         with self._turn:

@@ -75,6 +75,29 @@ class MachineCeilings:
     levels: tuple[Level, ...]
     measured_by: str
 
+    def level(self, held: float) -> Level:
+        """Return the nearest level that holds so many bytes."""
+        for one in self.levels:
+            # A set is `_SHARE` of its level.
+            if held <= one.set_bytes / _SHARE:
+                return one
+        return self.levels[-1]
+
+    def floor(self, dtype: str, operations: float, moved: float, held: float) -> float:
+        """Return the seconds that operations and bytes take at least: the roofline.
+
+        Parameters
+        ----------
+        dtype : str
+        operations : float
+            Two a multiply-add.
+        moved : float
+            Bytes that are read and written.
+        held : float
+            Bytes that they are part of, which decide the level they come from.
+        """
+        return max(operations / self.flops[dtype], moved / self.level(held).read)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, rates in units a second."""
         return asdict(self)

@@ -68,5 +68,6 @@ def mark(words, marks, part, layer):
 @inner
 def meet(words, marks, n_threads):
     """Wait for the team; False where it gives up."""
-    mark(words, marks, of.WAIT, 0)
+    if n_threads > 1:  # alone there is nobody to wait for
+        mark(words, marks, of.WAIT, 0)
     return barrier(words, n_threads)
