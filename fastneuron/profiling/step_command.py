@@ -1,0 +1,67 @@
+"""What `fastneuron profile step` and `fastneuron profile roofline` do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from fastneuron.files import write_atomically
+from fastneuron.network import mlp
+from fastneuron.profiling import roofline as roofs
+from fastneuron.profiling import step_figure
+from fastneuron.profiling.step_profile import StepProfile
+from fastneuron.profiling.step_profile import step as profiled
+
+__all__ = ["roofline", "step"]
+
+
+def step(options: argparse.Namespace) -> None:
+    """Take a step apart; print the table, write what was asked for."""
+    found = _profiled(options)
+    print(found)
+    if options.trace:
+        write_atomically(options.trace, json.dumps(found.trace()).encode())
+        print(f"trace written to {options.trace}: open it in https://ui.perfetto.dev")
+    if options.json:
+        write_atomically(options.json, _indented(found.to_json()))
+    if options.plot:
+        step_figure.figure(found).savefig(options.plot)
+
+
+def roofline(options: argparse.Namespace) -> None:
+    """Measure the roofs and place a step's parts; print the table, write what was asked for."""
+    found = roofs.roofline(_profiled(options))
+    print(found)
+    if options.json:
+        write_atomically(options.json, _indented(found.to_json()))
+    if options.plot:
+        found.figure().savefig(options.plot)
+
+
+def _profiled(options: argparse.Namespace) -> StepProfile:
+    if options.plot:
+        from fastneuron.plots import require
+
+        require()  # before seconds are spent
+    net = mlp(
+        options.layers,
+        activation=options.activation,
+        dtype=options.dtype,
+        seed=0,
+        norm=options.norm,
+        dropout=options.dropout,
+    )
+    return profiled(
+        net,
+        loss=options.loss,
+        optimizer=options.optimizer,
+        batch_size=options.batch,
+        backend=options.backend,
+        n_threads=options.threads,
+        seconds=options.seconds,
+    )
+
+
+def _indented(found: dict[str, Any]) -> bytes:
+    return (json.dumps(found, indent=1) + "\n").encode()

@@ -1,0 +1,62 @@
+"""What the machine can do at most, as it is measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastneuron import backends
+from fastneuron.errors import BackendUnavailable
+from fastneuron.profiling import ceilings
+from fastneuron.profiling.ceilings import Level, MachineCeilings
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_kernels_do_what_they_are_counted_for(blocked: backends.Backend, dtype: str) -> None:
+    kernels = blocked.ceilings
+    assert kernels is not None
+    lanes = kernels.lane_count(dtype) // 2
+    out = np.linspace(1, 2, 12 * lanes).astype(dtype)
+    want = out.copy()
+    kernels.multiply_adds(out, 5)
+    for _ in range(5):
+        want = want * out.dtype.type(0.5) + out.dtype.type(0.75)  # exact enough: powers of two
+    np.testing.assert_allclose(out, want, rtol=1e-6)
+
+    x = np.arange(3 * 8 * lanes).astype(dtype)
+    sums = np.full(8 * lanes, np.nan, dtype)
+    kernels.read_all(x, 2, sums)
+    np.testing.assert_array_equal(sums, 2 * x.reshape(3, -1).sum(axis=0))
+
+    copied = np.full_like(x, np.nan)
+    kernels.copy_all(x, copied, 2)
+    np.testing.assert_array_equal(copied, x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ceilings_are_measured(
+    blocked: backends.Backend, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ceilings, "_RUN_SECONDS", 1e-4)
+    monkeypatch.setattr(ceilings, "_RUNS", 2)
+    found = ceilings.measure(threads, backend=blocked, memory=False)
+    assert found.threads == threads
+    assert found.measured_by == blocked.name
+    assert all(rate > 1e6 for rate in found.flops.values())
+    assert [level.name for level in found.levels] == list(ceilings.cache_sizes())
+    assert all(level.read > 1e6 and level.copy > 1e6 for level in found.levels)
+    assert max(map(len, str(found).splitlines())) <= 80
+
+
+def test_the_reference_cannot_measure() -> None:
+    with pytest.raises(BackendUnavailable, match="no kernels of its own"):
+        ceilings.measure(backend="numpy")
+
+
+def test_floors_are_the_dearer_of_two() -> None:
+    levels = (Level("L1", 1000, 1e9, 1e9), Level("memory", 10**9, 1e8, 1e8))
+    machine = MachineCeilings(1, {"float32": 1e9}, levels, "a test")
+    assert machine.floor("float32", 2e9, 10, 10) == 2
+    assert machine.floor("float32", 1, 1e9, 2000) == 1
+    assert machine.floor("float32", 1, 1e9, 2001) == 10, "beyond twice a set: the next level"
+    assert machine.level(1e12).name == "memory"
