@@ -15,6 +15,7 @@ from typing import Any
 _CONSTANTS = (
     "kernels/columns.py",
     "kernels/contract.py",
+    "kernels/marks.py",
     "kernels/stages.py",
     "activations.py",
     "losses.py",

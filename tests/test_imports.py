@@ -25,6 +25,7 @@ HOUSE = (
     (
         "kernels.layout",
         "kernels._cython_cpu",
+        "kernels.marks",
         "kernels.stages",
         "kernels.speeds",
         "kernels.prices",
