@@ -48,6 +48,7 @@ HOUSE = (
     ("tables", "datasets"),
     ("preprocessing", "explain"),
     ("machine", "demo", "commands", "testing"),
+    ("profiling",),
     ("cli",),
     ("__main__",),
     ("",),

@@ -1,1 +1,33 @@
-"""Measurements of training: what a bias costs, where a step goes, what the machine can do."""
+"""What a step costs and why: measurements that a sceptic cannot shake.
+
+Names are imported when they are first used, as the package's own are.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastneuron.profiling.bias_profile import BiasProfile, bias
+    from fastneuron.profiling.bias_sweep import BiasSweep, bias_sweep
+
+__all__ = ["BiasProfile", "BiasSweep", "bias", "bias_sweep"]
+
+_ROOMS = {
+    "bias_profile": ("BiasProfile", "bias"),
+    "bias_sweep": ("BiasSweep", "bias_sweep"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'fastneuron.profiling' has no attribute {name!r}")
+    value = getattr(import_module(f"fastneuron.profiling.{_ROOM_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
