@@ -50,6 +50,8 @@ LEAST_ROUNDS = 9
 #: Times that contestants are built anew, and the fewest rounds of each: with 15 medians the
 #: interval is from the fourth to the twelfth, and misses 4 times in 100.
 SITTINGS, LEAST_ROUNDS_A_SITTING = 15, 3
+#: Bytes that contestants are shifted by, at most.
+_APART = 64 << 10
 #: Seconds of one timed block: long against a clock's resolution and a call, short against moods.
 BLOCK_SECONDS = 0.02
 
@@ -192,7 +194,7 @@ def in_sittings(
     ----------
     build : callable
         Given the number of a sitting, returns its contestants by name, as `interleaved` takes them,
-        in memory that they did not have before.
+        with arrays of their own. They come to lie elsewhere each time.
     seconds : float
         For all sittings together, first calls left out.
     sittings : int
@@ -202,12 +204,16 @@ def in_sittings(
         Decides the order within each round.
     """
     shuffled = random.Random(seed)
+    moved = np.random.default_rng(seed)
     first: dict[str, float] = {}
     units: dict[str, int] = {}
     measured: dict[str, list[float]] = {}
     for sitting in range(sittings):
+        # Shifts what is allocated next. The contestants before still hold their memory, too.
+        apart = [np.empty(size, np.uint8) for size in moved.integers(1, _APART, 8)]
         start = clock()
         contestants = build(sitting)
+        del apart
         built = clock() - start
         if sitting == 0:
             # At least so many rounds, and one to warm up, fit in a half of the time.
