@@ -12,9 +12,9 @@ update              (2 m + 1) O s bytes and the  the same, and one call
                     update's flops
 ==================  ===========================  ================================================
 
-Bytes and flops overlap: the dearer of the two counts. What is fused meets its bytes in a first-level
-cache; a pass of its own meets them wherever an array of that size stays. A column of ones is a
-product with one input more, and a copy to append it and one to take its delta off.
+Bytes and flops overlap: the dearer of the two counts. What is fused meets its bytes in a
+first-level cache; a pass of its own meets them wherever an array of that size stays. A column of
+ones is a product with one input more, and a copy to append it and one to take its delta off.
 
 The engines' own cost model (`Trainer.plan`) has no notion of a bias; it is asked what a step takes
 without one, and with layers one wider: a panel of columns more is a matter of the engine's layout.
@@ -67,8 +67,8 @@ class MachineSpeeds:
     ----------
     multiply_add : float
         As the backend's engine reaches it in the forward product of a wide layer.
-    call : float
-        Of a slot that has nothing to do.
+    add_call, update_call : float
+        Of the slots `bias_act_forward` and the optimizer's update, with one number to do.
     numpy_call : float
         Of a NumPy reduction of one number.
     bytes : dict of int to float
@@ -76,7 +76,8 @@ class MachineSpeeds:
     """
 
     multiply_add: float
-    call: float
+    add_call: float
+    update_call: float
     numpy_call: float
     bytes: dict[int, float]
 
@@ -84,7 +85,8 @@ class MachineSpeeds:
         """Return the speeds as plain values."""
         return {
             "multiply_add_seconds": self.multiply_add,
-            "slot_call_seconds": self.call,
+            "add_call_seconds": self.add_call,
+            "update_call_seconds": self.update_call,
             "numpy_call_seconds": self.numpy_call,
             "byte_seconds_by_array_bytes": {str(k): v for k, v in self.bytes.items()},
         }
@@ -99,11 +101,15 @@ def measure_speeds(workload: Workload) -> MachineSpeeds:
     many = np.ones((rows, inputs), setting.dtype)
     one = np.ones((1, 1), setting.dtype)
     add = backend.slots["bias_act_forward"]
+    optimizer = workload.optimizer
+    update, scalars = backend.slots[optimizer.slot], workload.scalars[0]
+    moments = tuple(np.zeros(1, setting.dtype) for _ in range(optimizer.n_moments))
     sizes = {_CLOSE, *(_measured_at(workload, width) for width in setting.sizes)}
     nothing = _fastest(lambda: np.copyto(one, one))
     return MachineSpeeds(
         _fastest(lambda: engine.forward(many)) / (inputs * outputs * rows),
-        _fastest(lambda: add(one, None, "identity", one)),
+        _fastest(lambda: add(one, one[0], "identity", one.copy())),
+        _fastest(lambda: update(one[0].copy(), one[0], moments, scalars, 1.0)),
         _fastest(lambda: np.add.reduce(one, axis=0, out=one[0])),
         {size: _copied(size, nothing) for size in sorted(sizes)},
     )
@@ -144,11 +150,11 @@ class CostModel:
         if part == UPDATE:
             flops = outputs * _UPDATE_FLOPS[self.workload.optimizer.kind] * speeds.multiply_add
             work = max(flops, (2 * self._kept + 1) * outputs * s * near)
-            return work if fused else work + speeds.call
+            return work if fused else work + speeds.update_call
         if part == ADD:
             if fused:
                 return outputs * s * near
-            return max(adds, (2 * numbers + outputs) * s * far) + speeds.call
+            return max(adds, (2 * numbers + outputs) * s * far) + speeds.add_call
         if fused:
             return max(adds, outputs * s * near)
         return max(adds, (numbers + outputs) * s * far) + speeds.numpy_call
@@ -201,10 +207,9 @@ class CostModel:
         if f.name == "identity":
             return 0.0
         # z is read and a written, unless z is kept in any case; da and a are read, dz written.
-        forward = (
-            0.0 if f.saves == "z" else self._pass(self._sizes[index + 1], 2) + self.speeds.call
-        )
-        return forward + self._pass(self._sizes[index + 1], 3) + self.speeds.call
+        width, call = self._sizes[index + 1], self.speeds.add_call
+        forward = 0.0 if f.saves == "z" else self._pass(width, 2) + call
+        return forward + self._pass(width, 3) + call
 
     def _own_pass(self, index: int) -> float:
         """Return what adding b takes where the activation has a pass already, or else a new one."""

@@ -2,14 +2,14 @@
 
 A column of ones makes the bias one more weight: ``x W + b = [x, 1] [W; b]``. For an engine that
 knows nothing of it, every hidden layer gets one more neuron whose weights give 1 whatever the rest
-does: 0 from all inputs but the ones, and from these the z with f(z) = 1. Its gradients for the other
+does: 0 from all inputs but the ones, and from these the z with f(z) = 1. The gradients of all other
 neurons are those of W and b. In real training that neuron would have to be kept as it is, which is
 not timed: the time is the least that the formulation costs in this engine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -157,12 +157,9 @@ class EngineSteps:
         after = engine.export()
         if name == ONES:
             sizes = workload.setting.sizes[1:]
-            gradients = [
-                _parted(w, outputs) for (w, _), outputs in zip(gradients, sizes, strict=True)
-            ]
-            after = [_parted(w, outputs) for (w, _), outputs in zip(after, sizes, strict=True)]
+            gradients, after = _parted(gradients, sizes), _parted(after, sizes)
         check = {NONE: workload.without_bias, FROZEN: workload.frozen}
-        want = check[name] if name in check else workload.with_bias
+        want = check.get(name) or workload.with_bias
         worst = max(want.gradients(who, loss, gradients), want.step(who, after))
         return max(worst, want.gradients(who, float(losses[0]), gradients))
 
@@ -197,6 +194,6 @@ def widened(setting: Setting) -> Setting:
     return replace(setting, sizes=(*(width + 1 for width in inner), last))
 
 
-def _parted(joined: Array, outputs: int) -> tuple[Array, Array]:
-    """Return W and b of [W; b], without the column that hands the ones on."""
-    return joined[:-1, :outputs], joined[-1, :outputs]
+def _parted(joined: Parameters, sizes: Sequence[int]) -> Parameters:
+    """Return W and b of each [W; b], without the column that hands the ones on."""
+    return [(w[:-1, :size], w[-1, :size]) for (w, _), size in zip(joined, sizes, strict=True)]

@@ -104,6 +104,7 @@ class LayerParts:
         out, plain, added, sums = arrays.out, arrays.plain, arrays.added, arrays.sums
         joined, apart, alone = arrays.joined, arrays.apart, arrays.alone
         slope, moments, results = arrays.slope, arrays.moments, arrays.results
+        slope_apart, slope_alone = slope[: apart.size].copy(), slope[apart.size :].copy()
         forward, backward = slots["dense_forward"], slots["dense_backward"]
         add, update = slots["bias_act_forward"], slots[optimizer.slot]
 
@@ -129,10 +130,10 @@ class LayerParts:
             update(joined, slope, moments[joined.size], scalars, 1.0)
 
         def update_without() -> None:
-            update(apart, slope[: apart.size], moments[apart.size], scalars, 1.0)
+            update(apart, slope_apart, moments[apart.size], scalars, 1.0)
 
         def update_alone() -> None:
-            update(alone, slope[apart.size :], moments[alone.size], scalars, 1.0)
+            update(alone, slope_alone, moments[alone.size], scalars, 1.0)
 
         return {
             f"{ADD}, with": forward_with,

@@ -31,9 +31,9 @@ __all__ = [
     "SlotSteps",
 ]
 
-FUSED_BIAS, FUSED_NONE = "bias, fused", "no bias, fused"
-SEPARATE_BIAS, SEPARATE_NONE = "bias, in passes", "no bias, in passes"
-FROZEN_FUSED, ONES_APPENDED = "frozen bias, fused", "ones column"
+FUSED_BIAS, FUSED_NONE = "fused bias", "fused without"
+SEPARATE_BIAS, SEPARATE_NONE = "separate bias", "separate without"
+FROZEN_FUSED, ONES_APPENDED = "frozen bias", "ones column"
 
 
 class SlotSteps:
@@ -87,7 +87,9 @@ class _Step:
         self.frozen = [not layer.trains_bias for layer in check.spec.layers]
         self.weights, self.biases = self._own(check.start)
         self.xs = [x.copy(), *(np.empty((rows, n), dtype) for n in setting.sizes[1:])]
-        self.saved = [np.empty_like(a) if z else a for a, z in zip(self.xs[1:], self.saves_z)]
+        self.saved = [
+            np.empty_like(a) if z else a for a, z in zip(self.xs[1:], self.saves_z, strict=True)
+        ]
         self.gradients_of: list[tuple[Array, Array | None]] = [(x, None)] * len(self.names)
         count = workload.optimizer.n_moments
         self.moments = [
@@ -95,7 +97,7 @@ class _Step:
                 None if p is None else tuple(np.zeros(p.size, p.dtype) for _ in range(count))
                 for p in pair
             ]
-            for pair in zip(self.weights, self.biases)
+            for pair in zip(self.weights, self.biases, strict=True)
         ]
         self.loss_slot, self.update = slots[workload.loss.slot], slots[workload.optimizer.slot]
         self.scalars = workload.scalars[0].copy()
@@ -127,7 +129,7 @@ class _Step:
 
     def apply(self) -> None:
         for w, b, (dw, db), (of_w, of_b) in zip(
-            self.weights, self.biases, self.gradients_of, self.moments
+            self.weights, self.biases, self.gradients_of, self.moments, strict=True
         ):
             self.update(w.reshape(-1), dw.reshape(-1), of_w, self.scalars, 1.0)
             if b is not None and db is not None:
@@ -137,7 +139,7 @@ class _Step:
         return self.gradients_of
 
     def parameters(self) -> Parameters:
-        return list(zip(self.weights, self.biases))
+        return list(zip(self.weights, self.biases, strict=True))
 
 
 class _Fused(_Step):
@@ -200,6 +202,7 @@ class _Ones(_Step):
         super().__init__(slots, workload, check)
         self.ones = [np.ones((len(x), x.shape[1] + 1), x.dtype) for x in self.xs[:-1]]
         self.ones[0][:, :-1] = self.xs[0]  # the data are kept so
+        self.deltas = [np.empty_like(x) for x in self.xs]
 
     def forward(self, i: int) -> None:
         if i:
@@ -216,7 +219,9 @@ class _Ones(_Step):
             da, self.ones[i], self.weights[i], self.saved[i], self.names[i], False, i > 0
         )
         self.gradients_of[i] = dw, None
-        return np.ascontiguousarray(dx[:, :-1]) if i else None
+        if i:
+            np.copyto(self.deltas[i], dx[:, :-1])
+        return self.deltas[i]
 
     def gradients(self) -> Parameters:
         return [(dw[:-1], dw[-1]) for dw, _ in self.gradients_of]
