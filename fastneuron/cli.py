@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastneuron.errors import FastneuronError
+from fastneuron.profiling.arguments import add_parser as add_profile
 
 # Repeated from the tables, which need numpy; a test holds them equal.
 ACTIVATIONS = (
@@ -250,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
     _add_machine(demo)
+
+    add_profile(verbs)
 
     explain = verbs.add_parser(
         "explain",

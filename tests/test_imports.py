@@ -21,12 +21,11 @@ HOUSE = (
     ("optimizers", "spec"),
     ("keys",),
     ("kernels.contract", "rates"),
-    ("kernels.columns",),
+    ("kernels.columns", "kernels.stages"),
     (
         "kernels.layout",
         "kernels._cython_cpu",
         "kernels.marks",
-        "kernels.stages",
         "kernels.speeds",
         "kernels.prices",
         "kernels.reference",

@@ -7,7 +7,8 @@ parameter (itself and the optimizer's moments):
 part                fused                        in a pass of its own
 ==================  ===========================  ================================================
 forward add         O s bytes: sums start at b   2 B O s + O s bytes, B O adds, one call
-backward reduction  B O adds in the same tiles   B O s + O s bytes, B O adds, one call
+backward reduction  B O adds in the same tiles   B O s bytes, and for each row the sums, read
+                                                 and written: 2 B O s; B O adds, one call
 update              (2 m + 1) O s bytes and the  the same, and one call
                     update's flops
 ==================  ===========================  ================================================
@@ -157,7 +158,7 @@ class CostModel:
             return max(adds, (2 * numbers + outputs) * s * far) + speeds.add_call
         if fused:
             return max(adds, outputs * s * near)
-        return max(adds, (numbers + outputs) * s * far) + speeds.numpy_call
+        return max(adds, numbers * s * (far + 2 * near)) + speeds.numpy_call
 
     def engine(self, name: str) -> float:
         """Return what a step of the engine takes more than one without biases."""

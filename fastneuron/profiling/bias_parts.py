@@ -77,13 +77,18 @@ class LayerParts:
 
     def check(self) -> float:
         """Compare what every contestant computes with the reference; raise where wrong."""
-        arrays = self._arrays()
-        for call in self._calls(arrays).values():
-            call()
-        return self._compared(arrays)
+        worst = 0.0
+        for name, wanted in self._wanted().items():
+            arrays = self._arrays()
+            self._calls(arrays)[name]()
+            who = f"{self.workload.setting.backend}, slots, layer {self.index}, {name}"
+            worst = max(
+                worst, *(within(who, what, getattr(arrays, what), want) for what, want in wanted)
+            )
+        return worst
 
     def build(self, sitting: int) -> dict[str, Work]:
-        """Return all contestants, with arrays of their own."""
+        """Return all contestants, on arrays that they have in common: none has the better place."""
         return {name: _repeated(call) for name, call in self._calls(self._arrays()).items()}
 
     def _arrays(self) -> _Arrays:
@@ -98,83 +103,72 @@ class LayerParts:
         )
 
     def _calls(self, arrays: _Arrays) -> dict[str, Callable[[], object]]:
-        slots, f, need_dx = self._slots, self._layer.activation, self.index > 0
+        f, need_dx, a = self._layer.activation, self.index > 0, arrays
         optimizer, scalars = self.workload.optimizer, self.workload.scalars[0]
-        x, dy, saved, weight, bias = arrays.x, arrays.dy, arrays.saved, arrays.weight, arrays.bias
-        out, plain, added, sums = arrays.out, arrays.plain, arrays.added, arrays.sums
-        joined, apart, alone = arrays.joined, arrays.apart, arrays.alone
-        slope, moments, results = arrays.slope, arrays.moments, arrays.results
-        slope_apart, slope_alone = slope[: apart.size].copy(), slope[apart.size :].copy()
-        forward, backward = slots["dense_forward"], slots["dense_backward"]
-        add, update = slots["bias_act_forward"], slots[optimizer.slot]
+        forward, backward = self._slots["dense_forward"], self._slots["dense_backward"]
+        add, update = self._slots["bias_act_forward"], self._slots[optimizer.slot]
+        size = a.weight.size
 
-        def forward_with() -> None:
-            forward(x, weight, bias, f, out)
+        def cut(at: slice) -> tuple[Any, ...]:
+            return a.parameters[at], a.slope[at], tuple(moment[at] for moment in a.moments)
 
-        def forward_without() -> None:
-            forward(x, weight, None, f, plain)
-
-        def add_alone() -> None:
-            add(dy, bias, "identity", added)
+        whole, weights, biases = cut(slice(None)), cut(slice(size)), cut(slice(size, None))
 
         def backward_with() -> None:
-            results["with"] = backward(dy, x, weight, saved, f, True, need_dx)
+            _, a.dw, a.db = backward(a.dy, a.x, a.weight, a.saved, f, True, need_dx)
 
         def backward_without() -> None:
-            results["without"] = backward(dy, x, weight, saved, f, False, need_dx)
-
-        def reduce_alone() -> None:
-            np.add.reduce(dy, axis=0, out=sums)
-
-        def update_with() -> None:
-            update(joined, slope, moments[joined.size], scalars, 1.0)
-
-        def update_without() -> None:
-            update(apart, slope_apart, moments[apart.size], scalars, 1.0)
-
-        def update_alone() -> None:
-            update(alone, slope_alone, moments[alone.size], scalars, 1.0)
+            _, a.dw, _ = backward(a.dy, a.x, a.weight, a.saved, f, False, need_dx)
 
         return {
-            f"{ADD}, with": forward_with,
-            f"{ADD}, without": forward_without,
-            f"{ADD}, alone": add_alone,
+            f"{ADD}, with": lambda: forward(a.x, a.weight, a.bias, f, a.out),
+            f"{ADD}, without": lambda: forward(a.x, a.weight, None, f, a.out),
+            f"{ADD}, alone": lambda: add(a.dy, a.bias, "identity", a.out),
             f"{REDUCE}, with": backward_with,
             f"{REDUCE}, without": backward_without,
-            f"{REDUCE}, alone": reduce_alone,
-            f"{UPDATE}, with": update_with,
-            f"{UPDATE}, without": update_without,
-            f"{UPDATE}, alone": update_alone,
+            f"{REDUCE}, alone": lambda: np.add.reduce(a.dy, axis=0, out=a.db),
+            f"{UPDATE}, with": lambda: update(*whole, scalars, 1.0),
+            f"{UPDATE}, without": lambda: update(*weights, scalars, 1.0),
+            f"{UPDATE}, alone": lambda: update(*biases, scalars, 1.0),
         }
 
-    def _compared(self, arrays: _Arrays) -> float:
-        """Compare what the calls left with the reference; return the largest share of a bound."""
+    def _wanted(self) -> dict[str, list[tuple[str, Bounded]]]:
+        """Return what each call must leave in which array."""
         setting, optimizer = self.workload.setting, self.workload.optimizer
         p, f = Precision.of(setting.dtype), ACTIVATIONS[self._layer.activation]
         x, dy, weight = exact(self._x), exact(self._dy), exact(self._weight)
-        start = np.concatenate([self._weight.reshape(-1), self._bias])
-        zero = [exact(np.zeros(start.size))] * optimizer.n_moments
-        scalars = self.workload.scalars[0]
-        slope = exact(self._slope)
-        new = updated_vector(optimizer.kind, exact(start), slope, zero, scalars, exact(1.0), p)[0]
         dz = gate(dy, exact(self._saved), f, p)
-        want_dw = matmul(x.T, dz, p)
+        dw = "dw", matmul(x.T, dz, p)
         shifted = dy.value + self._bias.astype(np.float64)
-        size = self._weight.size
-        wanted = {
-            "f(x W + b)": (arrays.out, self._a),
-            "f(x W)": (arrays.plain, activate(matmul(x, weight, p), f, p)),
-            "z + b": (arrays.added, Bounded(shifted, 2 * p.u * np.abs(shifted))),
-            "dW": (arrays.results["with"][1], want_dw),
-            "dW without bias": (arrays.results["without"][1], want_dw),
-            "db": (arrays.results["with"][2], column_sum(dz, p)),
-            "the sum of dz": (arrays.sums, column_sum(dy, p)),
-            "the update of W and b": (arrays.joined, new),
-            "the update of W": (arrays.apart, Bounded(new.value[:size], new.bound[:size])),
-            "the update of b": (arrays.alone, Bounded(new.value[size:], new.bound[size:])),
+        start = np.concatenate([self._weight.reshape(-1), self._bias])
+        new = updated_vector(
+            optimizer.kind,
+            exact(start),
+            exact(self._slope),
+            [exact(np.zeros(start.size))] * optimizer.n_moments,
+            self.workload.scalars[0],
+            exact(1.0),
+            p,
+        )[0]
+
+        def only(at: slice) -> list[tuple[str, Bounded]]:
+            """Outside of `at` nothing may change."""
+            value, bound = start.astype(np.float64), np.zeros(start.size)
+            value[at], bound[at] = new.value[at], new.bound[at]
+            return [("parameters", Bounded(value, bound))]
+
+        size = weight.value.size
+        return {
+            f"{ADD}, with": [("out", self._a)],
+            f"{ADD}, without": [("out", activate(matmul(x, weight, p), f, p))],
+            f"{ADD}, alone": [("out", Bounded(shifted, 2 * p.u * np.abs(shifted)))],
+            f"{REDUCE}, with": [dw, ("db", column_sum(dz, p))],
+            f"{REDUCE}, without": [dw],
+            f"{REDUCE}, alone": [("db", column_sum(dy, p))],
+            f"{UPDATE}, with": only(slice(None)),
+            f"{UPDATE}, without": only(slice(size)),
+            f"{UPDATE}, alone": only(slice(size, None)),
         }
-        who = f"{setting.backend}, slots, layer {self.index}"
-        return max(within(who, what, *pair) for what, pair in wanted.items())
 
 
 class _Arrays:
@@ -192,16 +186,10 @@ class _Arrays:
     ) -> None:
         self.x, self.dy, self.saved, self.slope = x, dy, saved, slope
         self.weight, self.bias = weight, bias
-        self.out, self.plain, self.added = (np.empty_like(dy) for _ in range(3))
-        self.sums = np.empty_like(bias)
-        # One run of memory, as an engine holds them; and each alone.
-        self.joined = np.concatenate([weight.reshape(-1), bias])
-        self.apart, self.alone = weight.reshape(-1).copy(), bias.copy()
-        self.moments = {
-            size: tuple(np.zeros(size, bias.dtype) for _ in range(n_moments))
-            for size in (self.joined.size, self.apart.size, self.alone.size)
-        }
-        self.results: dict[str, Any] = {}
+        self.out, self.dw, self.db = np.empty_like(dy), weight, np.empty_like(bias)
+        # W and b in one run of memory, as an engine holds them.
+        self.parameters = np.concatenate([weight.reshape(-1), bias])
+        self.moments = [np.zeros_like(self.parameters) for _ in range(n_moments)]
 
 
 def _repeated(call: Callable[[], object]) -> Work:

@@ -1,0 +1,138 @@
+"""`fastneuron profile`: its arguments, understood by the standard library alone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+__all__ = ["add_parser"]
+
+# Repeated from the tables, which need numpy; a test holds them equal.
+ACTIVATIONS = (
+    "identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh",
+)  # fmt: skip
+LOSSES = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "poisson")
+OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
+BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
+DTYPES = ("float32", "float64")
+AXES = ("width", "batch", "depth", "threads", "dtype", "backend")
+#: Variables that tell a BLAS its threads, before NumPy loads it.
+_BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
+         "VECLIB_MAXIMUM_THREADS")  # fmt: skip
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and what it profiles."""
+    parser = verbs.add_parser(
+        "profile",
+        help="measure what the bias costs",
+        description="Measure where the time of a training step goes.",
+    )
+    kinds = parser.add_subparsers(metavar="WHAT", required=True)
+    _add_bias(kinds)
+
+
+def _add_bias(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bias = kinds.add_parser(
+        "bias",
+        help="with against without, fused against separate, frozen, ones column",
+        description="Time training steps with biases and without, fused and in passes of their "
+        "own, frozen, and as a column of ones, by turns; say which differences are real, which "
+        "part of the work they come from, and whether bytes and flops predict them. Every result "
+        "is compared with a float64 reference first; what is wrong is not timed.",
+        epilog="Example: fastneuron profile bias --layers 20,64,64,2 --batch 32 --sweep "
+        "width=16,64,256 --sweep batch=8,32,128 --plot sweep.png",
+    )
+    bias.set_defaults(verb=_bias)
+    network = bias.add_argument_group("network")
+    network.add_argument(
+        "--layers", type=_counts, default=(784, 512, 512, 10), metavar="WIDTHS",
+        help="widths from the input to the output (784,512,512,10)",
+    )  # fmt: skip
+    network.add_argument(
+        "--batch", type=_count, default=256, metavar="N", help="rows a step (%(default)s)"
+    )
+    _add_choice(network, "--activation", ACTIVATIONS, "relu", "of the hidden layers")
+    _add_choice(network, "--loss", LOSSES, "cross_entropy", "")
+    _add_choice(network, "--optimizer", OPTIMIZERS, "adam", "")
+    _add_choice(network, "--dtype", DTYPES, "float32", "")
+    machine = bias.add_argument_group("machine")
+    _add_choice(machine, "--backend", BACKENDS, "auto", "what computes")
+    machine.add_argument(
+        "--threads", type=_count, default=1, metavar="N", help="of the engine (%(default)s)"
+    )
+    machine.add_argument(
+        "--seconds", type=_seconds, metavar="S",
+        help="for timing, all of it (30; a sweep 120); comparing with the reference comes on top",
+    )  # fmt: skip
+    machine.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
+    bias.add_argument(
+        "--sweep", type=_axis, action="append", default=[], metavar="AXIS=VALUES",
+        help=f"profile every combination: {', '.join(AXES)}; such as width=64,256 (may be "
+        "repeated)",
+    )  # fmt: skip
+    output = bias.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write everything there")
+    output.add_argument(
+        "--plot", metavar="FILE",
+        help="draw it, a sweep as heat map; PNG, or what the suffix says (needs matplotlib: the "
+        "extra plots)",
+    )  # fmt: skip
+    output.add_argument("--quiet", action="store_true", help="print no table")
+
+
+def _bias(options: argparse.Namespace) -> None:
+    threads = [options.threads, *dict(options.sweep).get("threads", ())]
+    for variable in _BLAS:
+        os.environ.setdefault(variable, str(max(threads)))
+    from fastneuron.profiling.command import profile_bias
+
+    profile_bias(options)
+
+
+def _add_choice(group: Any, name: str, choices: tuple[str, ...], default: str, about: str) -> None:
+    text = f"{about} (%(default)s): {', '.join(choices)}".strip()
+    group.add_argument(name, choices=choices, default=default, metavar="NAME", help=text)
+
+
+def _axis(text: str) -> tuple[str, tuple[Any, ...]]:
+    name, equals, values = text.partition("=")
+    if name not in AXES or not equals:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of {', '.join(AXES)} with its values, such as width=64,256"
+        )
+    if name not in ("dtype", "backend"):
+        return name, _counts(values)
+    known = DTYPES if name == "dtype" else BACKENDS
+    found = tuple(value.strip() for value in values.split(","))
+    wrong = [value for value in found if value not in known]
+    if wrong:
+        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(known)}")
+    return name, found
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(_count(part.strip()) for part in text.split(","))
+
+
+def _whole(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value

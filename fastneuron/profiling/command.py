@@ -1,0 +1,71 @@
+"""What `fastneuron profile` does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from fastneuron import plots
+from fastneuron.errors import FastneuronError
+from fastneuron.profiling.bias_profile import BiasProfile, bias
+from fastneuron.profiling.bias_sweep import BiasSweep, bias_sweep
+
+__all__ = ["profile_bias"]
+
+#: Seconds of timing where none are asked for: of one profile, and of a sweep.
+SECONDS, SWEEP_SECONDS = 30.0, 120.0
+
+
+def profile_bias(options: argparse.Namespace) -> None:
+    """Profile the bias, report, and write the files that were asked for."""
+    axes = dict(options.sweep)
+    if len(axes) < len(options.sweep):
+        raise FastneuronError("--sweep names an axis twice; give all its values at once")
+    for path in (options.json, options.plot):
+        _check_writable(path)
+    if options.plot:
+        plots.require()
+    setting = {
+        "activation": options.activation,
+        "loss": options.loss,
+        "optimizer": options.optimizer,
+        "dtype": options.dtype,
+        "backend": options.backend,
+        "n_threads": options.threads,
+        "seed": options.seed,
+    }
+    found: BiasProfile | BiasSweep
+    if axes:
+        found = bias_sweep(
+            axes,
+            options.layers,
+            options.batch,
+            seconds=options.seconds or SWEEP_SECONDS,
+            say=(lambda line: None) if options.quiet else _say,
+            **setting,
+        )
+    else:
+        found = bias(options.layers, options.batch, seconds=options.seconds or SECONDS, **setting)
+    if not options.quiet:
+        print(found)
+    if options.json:
+        Path(options.json).write_text(json.dumps(found.to_json(), indent=2) + "\n", "utf-8")
+    if options.plot:
+        found.figure().savefig(options.plot)
+
+
+def _say(line: str) -> None:
+    """Tell how far it has come: on stderr, since stdout is for the table."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check_writable(path: str | None) -> None:
+    """Refuse a path that cannot be written before minutes of timing go into what it should hold."""
+    if path is None:
+        return
+    if Path(path).is_dir():
+        raise FastneuronError(f"{path}: is a folder; give the name of a file")
+    if not Path(path).parent.is_dir():
+        raise FastneuronError(f"{path}: there is no folder {Path(path).parent}; make it first")
