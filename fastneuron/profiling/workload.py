@@ -208,12 +208,12 @@ class Check:
         ]
         moments = [zeros] * workload.optimizer.n_moments
         self.after, _ = updated(
+            spec,
             workload.optimizer,
             parameters,
             self.want.gradients,
             moments,
             workload.scalars[0],
-            spec.dtype,
         )
 
     def gradients(self, who: str, loss: float, gradients: Parameters) -> float:
