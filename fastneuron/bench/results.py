@@ -1,0 +1,290 @@
+"""What a run found: a row for each backend at each workload, as objects, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastneuron.bench.workloads import label
+from fastneuron.errors import DataError
+from fastneuron.profiling.pairs import CONFIDENCE, Ratio, ratio, resampled_medians
+
+__all__ = ["FORMAT", "Key", "Result", "Row", "Sample"]
+
+#: First entry of every file; another number is another layout.
+FORMAT = "fastneuron bench 1"
+
+Status = Literal["ok", "wrong", "failed", "missing"]
+
+
+class Key(NamedTuple):
+    """What makes rows of two runs the same row."""
+
+    suite: str
+    name: str
+    shape: str
+    dtype: str
+    bias: bool | None
+    backend: str
+
+    @property
+    def label(self) -> str:
+        """The workload without its name."""
+        return label(self.shape, self.dtype, self.bias)
+
+
+class Sample(NamedTuple):
+    """The rounds of one pass.
+
+    Attributes
+    ----------
+    seconds : list of float
+        Of one unit.
+    yardsticks : list of list of float
+        What each yardstick took in the same rounds.
+    """
+
+    seconds: list[float]
+    yardsticks: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found of one backend at one workload.
+
+    Attributes
+    ----------
+    key : Key
+    status : {"ok", "wrong", "failed", "missing"}
+        Only a row that is "ok" was timed.
+    reason : str
+        Why it is not "ok".
+    flop, nbytes, rows : float
+        What one unit is: see `Workload`.
+    floor_seconds : float
+        What the ceilings allow at best.
+    error_over_bound : float
+    start_seconds : float
+        Of the first call in the process, compiling included; no part of any other figure.
+    more : dict
+    samples : tuple of Sample
+        One a pass.
+    """
+
+    key: Key
+    status: Status
+    reason: str = ""
+    flop: float = 0.0
+    nbytes: float = 0.0
+    rows: int = 0
+    floor_seconds: float = 0.0
+    error_over_bound: float | None = None
+    start_seconds: float | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+
+    @cached_property
+    def seconds(self) -> NDArray[np.float64]:
+        """The seconds of a unit, all rounds of all passes."""
+        return np.array([s for sample in self.samples for s in sample.seconds])
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a unit."""
+        return float(np.median(self.seconds))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the median lies with the house's confidence, within this run."""
+        medians = resampled_medians(self.seconds)
+        rest = 50 * (1 - CONFIDENCE)
+        low, high = np.percentile(medians, (rest, 100 - rest))
+        return float(low), float(high)
+
+    @property
+    def share(self) -> float | None:
+        """The share of the ceiling that is reached."""
+        return self.floor_seconds / self.median if self.floor_seconds else None
+
+    def figures(self) -> dict[str, Any]:
+        """Return what a reader wants of a timed row, as plain values; units are in the names."""
+        seconds = self.median
+        low, high = self.interval
+        share = self.share
+        return {
+            "microseconds": _round(1e6 * seconds),
+            "low_microseconds": _round(1e6 * low),
+            "high_microseconds": _round(1e6 * high),
+            "gflop_s": _round(self.flop / seconds / 1e9) if self.flop else None,
+            "gbyte_s": _round(self.nbytes / seconds / 1e9) if self.nbytes else None,
+            "rows_s": _round(self.rows / seconds) if self.rows else None,
+            "percent_of_ceiling": None if share is None else _round(100 * share),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        found = {**self.key._asdict(), "status": self.status, "reason": self.reason}
+        found |= {"flop": self.flop, "nbytes": self.nbytes, "rows": self.rows}
+        found |= {"floor_microseconds": _round(1e6 * self.floor_seconds)}
+        found |= {"error_over_bound": _round(self.error_over_bound)}
+        found |= {"start_seconds": _round(self.start_seconds), "more": self.more}
+        found |= self.figures() if self.samples else {}
+        found["samples"] = [
+            {
+                "microseconds": [_round(1e6 * s) for s in sample.seconds],
+                "yardsticks": [[_round(1e6 * s) for s in one] for one in sample.yardsticks],
+            }
+            for sample in self.samples
+        ]
+        return found
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Row:
+        """Return the row that `to_json` gave; figures are computed again from the samples."""
+        samples = tuple(
+            Sample(
+                [1e-6 * s for s in sample["microseconds"]],
+                [[1e-6 * s for s in one] for one in sample["yardsticks"]],
+            )
+            for sample in found["samples"]
+        )
+        key = Key(*(found[name] for name in Key._fields))
+        names = ("status", "reason", "flop", "nbytes", "rows", "error_over_bound",
+                 "start_seconds", "more")  # fmt: skip
+        floor = 1e-6 * found["floor_microseconds"]
+        return cls(key, samples=samples, floor_seconds=floor, **{n: found[n] for n in names})
+
+
+def _round(value: float | None) -> float | None:
+    """Return six digits: more than any clock gives, few enough to be read."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run: its rows, and everything that they depend on.
+
+    Attributes
+    ----------
+    machine : dict
+        What `fastneuron info --json` says.
+    settings : dict
+        ``suite``, ``quick``, ``threads``, ``passes`` and ``rounds``.
+    ceilings : dict
+        What the machine can do at most, measured at the start.
+    starts : dict of str to float
+        Seconds in which each backend was loaded.
+    rows : tuple of Row
+    not_measured : int
+        Workloads that the time did not suffice for.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    ceilings: dict[str, Any]
+    starts: dict[str, float]
+    rows: tuple[Row, ...]
+    not_measured: int = 0
+
+    def __str__(self) -> str:
+        from fastneuron.bench.report import report
+
+        return "\n".join(report(self))
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+    @property
+    def wrong(self) -> list[Row]:
+        """The rows whose result is wrong, or that failed."""
+        return [row for row in self.rows if row.status in ("wrong", "failed")]
+
+    def by_key(self) -> dict[Key, Row]:
+        """Return the rows by what they are."""
+        return {row.key: row for row in self.rows}
+
+    def against_numpy(self, row: Row) -> Ratio | None:
+        """Return how many times as fast as NumPy's row of the same workload a row is."""
+        other = self._by_key.get(row.key._replace(backend="numpy"))
+        if other is None or other is row or len(other.seconds) != len(row.seconds):
+            return None
+        return ratio(other.seconds, row.seconds) if row.samples else None
+
+    @cached_property
+    def _by_key(self) -> dict[Key, Row]:
+        return self.by_key()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole of it as plain values."""
+        found = {"format": FORMAT, **asdict(self, dict_factory=dict)}
+        found["rows"] = []
+        for row in self.rows:
+            entry = row.to_json()
+            against = self.against_numpy(row)
+            entry["times_numpy"] = (
+                None
+                if against is None
+                else {name: _round(getattr(against, name)) for name in ("value", "low", "high")}
+            )
+            found["rows"].append(entry)
+        return found
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> Result:
+        """Return what `to_json` gave.
+
+        Raises
+        ------
+        DataError
+            Where it is no such thing; the message says what is amiss.
+        """
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise DataError(
+                f"not a result of `fastneuron bench --json`: its first entry would be "
+                f'"format": "{FORMAT}"'
+            )
+        try:
+            names = ("machine", "settings", "ceilings", "starts", "not_measured")
+            rows = tuple(Row.from_json(row) for row in found["rows"])
+            return cls(rows=rows, **{name: found[name] for name in names})
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"a damaged result: {type(error).__name__} {error}") from error
+
+    def write_json(self, path: str) -> None:
+        """Write `to_json` to a file."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.to_json(), file, indent=1, allow_nan=False)
+            file.write("\n")
+
+    def write_csv(self, path: str) -> None:
+        """Write a line a row, without its rounds."""
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            file.write(self.to_csv())
+
+    def to_csv(self) -> str:
+        """Return a line a row, without its rounds, under a line of names."""
+        lines = list(self._flat())
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(dict.fromkeys(name for line in lines for name in line)))
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+    def _flat(self) -> Iterator[dict[str, Any]]:
+        for row in self.to_json()["rows"]:
+            flat = {name: value for name, value in row.items() if name not in _NESTED}
+            flat["times_numpy"] = (row["times_numpy"] or {}).get("value")
+            yield flat
+
+
+_NESTED: Sequence[str] = ("samples", "more", "times_numpy")

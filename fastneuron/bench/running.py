@@ -1,0 +1,280 @@
+"""Runs suites: checks each workload, then times its backends by turns, in several passes.
+
+A pass goes through all workloads once. Each time it makes their data anew, so that the luck of
+where arrays lie is drawn again, and later, so that a mood of the machine does not pass for a
+property of a kernel. Two yardsticks take turns with the backends: they are what a comparison with
+another run is put in relation to (see `comparing`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastneuron import backends, machine
+from fastneuron.bench.ceilings import Ceilings, measure
+from fastneuron.bench.results import Key, Result, Row, Sample
+from fastneuron.bench.suites import workloads
+from fastneuron.bench.workloads import HOST, NotItsOwn, Prepared, Workload
+from fastneuron.errors import BackendUnavailable, DataError, SpecError
+from fastneuron.profiling.pairs import Series, interleaved
+from fastneuron.threads import requested_threads
+
+__all__ = ["PASSES", "run", "yardsticks"]
+
+#: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
+PASSES, ROUNDS, SECONDS = (4, 2), (6, 5), (0.5, 0.25)
+#: How `interleaved` names the yardsticks.
+_YARD = "yardstick {}".format
+
+Clock = Callable[[], float]
+
+
+def yardsticks() -> list[Callable[[int], None]]:
+    """Return work of NumPy's own, which no change of fastneuron touches.
+
+    One is all multiply-adds, one has none but many other vector operations: a busy neighbour on
+    the other half of a core slows the second by a third and the first by a twentieth.
+    """
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((64, 256), (256, 256)))
+    product = np.empty((64, 256), np.float32)
+    powers = np.empty_like(b)
+
+    def products(units: int) -> None:
+        for _ in range(units):
+            np.matmul(a, b, out=product)
+
+    def exponentials(units: int) -> None:
+        for _ in range(units):
+            np.exp(b, out=powers)
+
+    return [products, exponentials]
+
+
+def run(
+    suite: str = "all",
+    *,
+    quick: bool = False,
+    names: Iterable[str] = (),
+    only: Iterable[str] = (),
+    dtypes: Iterable[str] = (),
+    passes: int | None = None,
+    seconds: float = float("inf"),
+    earlier: Result | None = None,
+    told: Callable[[str], None] = lambda _: None,
+    clock: Clock = time.perf_counter,
+    listed: list[Workload] | None = None,
+) -> Result:
+    """Run a suite and return what was found.
+
+    Parameters
+    ----------
+    suite : str
+        A name of `SUITES`, or "all".
+    quick : bool
+        Fewer workloads, passes and rounds: some two minutes for all suites.
+    names : iterable of str
+        Backends; all that run here where it is left out.
+    only : iterable of str
+        Parts of the name of a workload, one of which it must have.
+    dtypes : iterable of str
+    passes : int, optional
+        How often each workload is measured.
+    seconds : float
+        No workload is begun after so long.
+    earlier : Result, optional
+        A run that stopped before its end, or to which passes are added.
+    told : callable
+        Is told what goes on, a line at a time.
+    clock : callable
+        Returns seconds.
+    listed : list of Workload, optional
+        What to run in place of a suite.
+
+    Raises
+    ------
+    UnknownNameError, FastneuronError
+        Where there is no such suite here.
+    SpecError
+        Where no workload is left.
+    DataError
+        Where `earlier` is of another machine, version or number of threads.
+    """
+    begin = clock()
+    chosen = _chosen(workloads(suite) if listed is None else listed, quick, only, dtypes)
+    passes = passes or PASSES[quick]
+    threads = requested_threads(None)
+    settings = {"suite": suite, "quick": quick, "threads": threads, "passes": passes,
+                "rounds": ROUNDS[quick]}  # fmt: skip
+    described = _described()
+    usable, starts, rows = _load(names)
+    if earlier is None:
+        ceilings = measure(threads or 1)
+    else:
+        _check_same(earlier, described, settings)
+        ceilings, starts = Ceilings.from_json(earlier.ceilings), {**earlier.starts, **starts}
+    found: dict[Key, Row] = {} if earlier is None else earlier.by_key()
+    found |= {row.key: row for row in rows}
+    left: list[Workload] = []
+    for turn in range(passes):
+        left = []
+        for workload in chosen:
+            if all(_done(found.get(key), turn) for key in _keys(workload, usable)):
+                continue
+            if clock() - begin > seconds:
+                left.append(workload)
+                continue
+            told(f"pass {turn + 1} of {passes}: {workload.suite}, {workload}")
+            for row in _measure(workload, usable, ceilings, turn, quick, clock):
+                found[row.key] = _joined(found.get(row.key), row)
+    return Result(
+        described, settings, ceilings.to_json(), starts, _ordered(found, chosen), len(left)
+    )
+
+
+def _chosen(
+    listed: list[Workload], quick: bool, only: Iterable[str], dtypes: Iterable[str]
+) -> list[Workload]:
+    parts, dtypes = tuple(only), tuple(dtypes)
+    chosen = [
+        w
+        for w in listed
+        if (w.quick or not quick)
+        and (not parts or any(part in str(w) for part in parts))
+        and (not dtypes or w.dtype in dtypes)
+    ]
+    if not chosen:
+        raise SpecError(
+            f"no workload is left of {len(listed)}: --only wants part of a name such as "
+            f"{str(listed[0])!r}, and --quick leaves most out"
+        )
+    return chosen
+
+
+def _described() -> dict[str, Any]:
+    """Return the machine; what changes from run to run of the same one is left out."""
+    found = machine.describe()
+    return {name: found[name] for name in ("versions", "platform", "processor", "cpu_features",
+                                           "cores")}  # fmt: skip
+
+
+def _load(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, float], list[Row]]:
+    """Load the backends; return those that run, their seconds, and a row for each that does not."""
+    available = backends.available()
+    usable, starts, missing = [], {}, []
+    for name in tuple(names) or tuple(name for name in available if name != "cuda"):
+        start = time.perf_counter()
+        try:
+            _ = backends.get(name).slots
+        except BackendUnavailable as error:
+            key = Key("", "", "", "", None, name)
+            missing.append(Row(key, "missing", str(error)))
+        else:
+            usable.append(name)
+            starts[name] = time.perf_counter() - start
+    return tuple(usable), starts, missing
+
+
+def _check_same(earlier: Result, described: dict[str, Any], settings: dict[str, Any]) -> None:
+    for what, one, other in (
+        *((name, earlier.machine.get(name), described[name]) for name in described),
+        ("threads", earlier.settings.get("threads"), settings["threads"]),
+    ):
+        if one != other:
+            raise DataError(
+                f"the run to go on with has {what} {one}, this one has {other}; begin a new file"
+            )
+
+
+def _keys(workload: Workload, usable: tuple[str, ...]) -> list[Key]:
+    w = workload
+    contestants = HOST if w.backends == HOST else [n for n in w.backends if n in usable]
+    return [Key(w.suite, w.name, w.shape, w.dtype, w.bias, name) for name in contestants]
+
+
+def _done(row: Row | None, turn: int) -> bool:
+    return row is not None and (row.status != "ok" or len(row.samples) > turn)
+
+
+def _measure(
+    workload: Workload,
+    usable: tuple[str, ...],
+    ceilings: Ceilings,
+    turn: int,
+    quick: bool,
+    clock: Clock,
+) -> list[Row]:
+    """Check every backend at a workload, then time those that are right, by turns."""
+    w = workload
+    base = {
+        "flop": w.flop,
+        "nbytes": w.nbytes,
+        "rows": w.rows,
+        "floor_seconds": ceilings.floor(w.flop, w.nbytes, w.dtype),
+    }
+    prepare = w.build()
+    rows: list[Row] = []
+    ready: dict[Key, Prepared] = {}
+    for key in _keys(w, usable):
+        try:
+            ready[key] = prepare(key.backend)
+        except NotItsOwn as other:
+            rows.append(Row(key, "missing", str(other), **base))
+        except AssertionError as error:
+            rows.append(Row(key, "wrong", " ".join(str(error).split()), **base))
+        except Exception as error:  # the others are measured all the same
+            rows.append(Row(key, "failed", f"{type(error).__name__}: {error}", **base))
+    if not ready:
+        return rows
+    contestants: dict[Any, Callable[[int], object]] = {
+        key: prepared.work for key, prepared in ready.items()
+    }
+    contestants |= {_YARD(i): work for i, work in enumerate(yardsticks())}
+    measured: Mapping[Any, Series] = interleaved(
+        contestants, SECONDS[quick], rounds=ROUNDS[quick], seed=turn, clock=clock
+    )
+    yards = [
+        series.seconds.tolist() for name, series in measured.items() if not isinstance(name, Key)
+    ]
+    for key, prepared in ready.items():
+        rows.append(
+            Row(
+                key, "ok", **base,
+                error_over_bound=prepared.error_over_bound,
+                start_seconds=prepared.start_seconds,
+                more=prepared.more,
+                samples=(Sample(measured[key].seconds.tolist(), yards),),
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _joined(before: Row | None, row: Row) -> Row:
+    """Return a row with the passes before; one that is not right has no time at all."""
+    if before is None or row.status != "ok" or before.status != "ok":
+        return row
+    errors = (e for e in (before.error_over_bound, row.error_over_bound) if e is not None)
+    return Row(
+        **{
+            **{name: getattr(row, name) for name in row.__dataclass_fields__},
+            "error_over_bound": max(errors),
+            "start_seconds": before.start_seconds,
+            "samples": before.samples + row.samples,
+        }
+    )
+
+
+def _ordered(found: dict[Key, Row], chosen: list[Workload]) -> tuple[Row, ...]:
+    """Return rows as the suites have them, what this run did not ask for after them."""
+    place = {_keys(w, (name,))[0][:5]: i for i, w in enumerate(chosen) for name in w.backends[:1]}
+    ranks = {name: i for i, name in enumerate((*backends.NAMES, *HOST))}
+    return tuple(
+        sorted(
+            found.values(),
+            key=lambda row: (place.get(row.key[:5], len(place)), ranks[row.key.backend]),
+        )
+    )
