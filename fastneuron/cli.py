@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from fastneuron.bench.arguments import add_parser as add_bench
 from fastneuron.errors import FastneuronError
 from fastneuron.profiling.arguments import add_parser as add_profile
 
@@ -253,6 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_machine(demo)
 
     add_profile(verbs)
+    add_bench(verbs)
 
     explain = verbs.add_parser(
         "explain",

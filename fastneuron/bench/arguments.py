@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from typing import Any
 
 __all__ = ["add_parser"]
 
 # Repeated from the tables, which need numpy; a test holds them equal.
-SUITES = ("all", "slots", "ops", "steps", "inference", "data", "peers")
+SUITES = {
+    "all": "all of these but peers",
+    "slots": "each kernel of each backend",
+    "ops": "the same through fastneuron.ops, which checks its arrays",
+    "steps": "whole training steps",
+    "inference": "outputs for one row and for many",
+    "data": "gathering, shuffling, checking arrays, reading tables",
+    "peers": "other libraries (not here: says where)",
+}
 BACKENDS = ("numpy", "numba", "cython")
 DTYPES = ("float32", "float64")
 #: Variables that tell a BLAS its threads, before NumPy loads it.
@@ -17,79 +27,104 @@ _BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb, and under it `compare`."""
+    """Add the verb, its suites, and `compare`."""
     bench = verbs.add_parser(
         "bench",
         help="run benchmark suites, compare two runs",
         description="Check every kernel against the NumPy reference, time the backends by turns, "
-        "and show them side by side. What is wrong is reported without a time. To compare two "
-        "runs: fastneuron bench compare OLD NEW.",
-        usage="fastneuron bench [SUITE] [options]\n"
-        "       fastneuron bench compare OLD NEW [--threshold PERCENT] [--json FILE]",
-        epilog="Exit codes: 0 done, 1 a result is wrong or a kernel slower, 2 wrong usage.",
+        "and show them side by side. What is wrong is reported without a time.",
+        epilog="Exit codes: 0 done, 1 a result is wrong (compare: a kernel is slower), 2 wrong "
+        "usage. `fastneuron bench compare --help` tells how two runs are compared.",
     )
-    bench.set_defaults(verb=_bench)
-    bench.add_argument(
-        "suite", nargs="?", default="all", choices=(*SUITES, "compare"), metavar="SUITE",
-        help=f"(%(default)s): {', '.join(SUITES)}",
+    bench.set_defaults(
+        verb=_run, suite="all", quick=False, backend=[], dtype=[], only=[], threads=1,
+        passes=None, seconds=float("inf"), json=None, csv=None, plot=None, resume=None,
     )  # fmt: skip
-    bench.add_argument(
-        "files", nargs="*", metavar="FILE", help="of compare: the old and the new run"
+    _add_options(bench)
+    kinds = bench.add_subparsers(metavar="SUITE", dest="suite", title="suites (all)")
+    for suite, text in SUITES.items():
+        # Its defaults would replace what was given before the suite.
+        one = kinds.add_parser(suite, help=text, argument_default=argparse.SUPPRESS)
+        _add_options(one)
+    compare = kinds.add_parser(
+        "compare",
+        help="compare two runs; 1 where something is slower",
+        description="Compare two files that `fastneuron bench --json` wrote. Exit code 1 where a "
+        "kernel, or one of its workloads, is slower and the slow-down may reach the threshold: "
+        "what has not changed does so in fewer than 1 of 20 comparisons.",
     )
-    run = bench.add_argument_group("a run")
-    run.add_argument("--quick", action="store_true", help="two minutes for all suites, not fifteen")
-    run.add_argument(
-        "--backend", action="append", default=[], choices=BACKENDS, metavar="NAME",
+    compare.set_defaults(verb=_compare)
+    compare.add_argument("old", type=_result, metavar="OLD", help="the run to compare with")
+    compare.add_argument("new", type=_result, metavar="NEW", help="the run that is judged")
+    compare.add_argument(
+        "--threshold", type=_share, default=0.05, metavar="SHARE",
+        help="slow-down that is not let pass (5%%)",
+    )  # fmt: skip
+    compare.add_argument("--json", metavar="FILE", help="write the comparison as JSON")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="two minutes for all, not fifteen")
+    parser.add_argument(
+        "--backend", action="append", choices=BACKENDS, metavar="NAME",
         help=f"only this one of {', '.join(BACKENDS)} (may be repeated)",
     )  # fmt: skip
-    run.add_argument(
-        "--dtype", action="append", default=[], choices=DTYPES, metavar="NAME",
+    parser.add_argument(
+        "--dtype", action="append", choices=DTYPES, metavar="NAME",
         help=f"only this one of {', '.join(DTYPES)} (may be repeated)",
     )  # fmt: skip
-    run.add_argument(
-        "--only", action="append", default=[], metavar="TEXT",
+    parser.add_argument(
+        "--only", action="append", metavar="TEXT",
         help="only workloads with this in their name (may be repeated)",
     )  # fmt: skip
-    run.add_argument(
-        "--threads", type=_threads, default=1, metavar="N",
-        help="of engines and BLAS (%(default)s), or auto: as the engines choose",
+    parser.add_argument(
+        "--threads", type=_threads, metavar="N",
+        help="of engines and BLAS (1), or auto: as the engines choose",
     )  # fmt: skip
-    run.add_argument(
+    parser.add_argument(
         "--passes", type=_count, metavar="N", help="times that each workload is measured (4; 2)"
     )
-    run.add_argument(
-        "--seconds", type=_seconds, default=float("inf"), metavar="N",
-        help="begin no workload after so long (no limit)",
-    )  # fmt: skip
-    run.add_argument("--json", metavar="FILE", help="write the run, for `bench compare`")
-    run.add_argument("--csv", metavar="FILE", help="write a line a row")
-    run.add_argument("--plot", metavar="FILE", help="write a figure, such as bench.png")
-    run.add_argument(
+    parser.add_argument(
+        "--seconds", type=_seconds, metavar="N", help="begin no workload after so long (no limit)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the run, for `bench compare`")
+    parser.add_argument("--csv", metavar="FILE", help="write a line a row")
+    parser.add_argument("--plot", metavar="FILE", help="write a figure, such as bench.png")
+    parser.add_argument(
         "--resume", metavar="FILE",
         help="go on with the run in FILE where it stopped, or add passes, and write it there",
     )  # fmt: skip
-    compared = bench.add_argument_group("compare")
-    compared.add_argument(
-        "--threshold", type=_percent, default=0.05, metavar="PERCENT",
-        help="slow-down that is not let pass (5%%)",
-    )  # fmt: skip
-    bench.set_defaults(wrong_usage=bench.error)
 
 
-def _bench(options: argparse.Namespace) -> None:
-    if options.suite == "compare":
-        if len(options.files) != 2:
-            options.wrong_usage("compare takes two files: the old run and the new one")
-    else:
-        if options.files:
-            options.wrong_usage(f"unknown argument {options.files[0]!r}: only compare takes files")
-        if options.threads:
-            for name in _BLAS:
-                os.environ[name] = str(options.threads)
-            os.environ["FASTNEURON_NUM_THREADS"] = str(options.threads)
+def _run(options: argparse.Namespace) -> None:
+    if options.threads:
+        # Before NumPy is imported, which loads its BLAS.
+        for name in (*_BLAS, "FASTNEURON_NUM_THREADS"):
+            os.environ[name] = str(options.threads)
     from fastneuron.bench import command
 
-    (command.compare if options.suite == "compare" else command.run)(options)
+    command.run(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from fastneuron.bench import command
+
+    command.compare(options)
+
+
+def _result(path: str) -> tuple[str, Any]:
+    """Return the path and what is in the file."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise argparse.ArgumentTypeError(f"{path}: {reason}") from error
+    if not str(found.get("format") if isinstance(found, dict) else "").startswith(
+        "fastneuron bench"
+    ):
+        raise argparse.ArgumentTypeError(f"{path}: not written by `fastneuron bench --json`")
+    return path, found
 
 
 def _threads(text: str) -> int | None:
@@ -112,7 +147,7 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _percent(text: str) -> float:
+def _share(text: str) -> float:
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

@@ -62,12 +62,7 @@ def speeds(result: Result) -> Any:
     axes.set_yticks(range(len(found)), list(found))
     axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlabel("times as fast as NumPy in the same rounds (no unit)", color=INK)
-    threads = result.settings["threads"]
-    axes.set_title(
-        f"{result.machine['processor']}, "
-        + (f"{threads} thread{'s' * (threads > 1)}" if threads else "threads as the engines choose"),
-        color=INK, fontsize=10,
-    )  # fmt: skip
+    axes.set_title(f"{result.machine['processor']}, {result.team}", color=INK, fontsize=10)
     axes.tick_params(which="both", colors=INK, labelsize=8)
     for name, spine in axes.spines.items():
         spine.set_color(INK)

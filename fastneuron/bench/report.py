@@ -48,17 +48,13 @@ def report(result: Result) -> Iterator[str]:
 
 
 def _head(result: Result) -> Iterator[str]:
-    found, settings = result.machine, result.settings
+    found = result.machine
     ceilings = Ceilings.from_json(result.ceilings)
-    threads = settings["threads"]
     versions = found["versions"]
     yield from wrap(
         f"fastneuron {versions['fastneuron']}, Python {versions['python']}, "
         f"NumPy {versions['numpy']}, Numba {versions['numba'] or 'missing'}; "
-        f"{found['processor']}, {found['platform']}; "
-        + (
-            f"{threads} thread{'s' * (threads > 1)}" if threads else "threads as the engines choose"
-        ),
+        f"{found['processor']}, {found['platform']}; {result.team}",
         WIDTH,
     )
     peaks = ", ".join(f"{dtype} {pace:.0f}" for dtype, pace in ceilings.gflops.items())

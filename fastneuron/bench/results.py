@@ -182,6 +182,8 @@ class Result:
         What the machine can do at most, measured at the start.
     starts : dict of str to float
         Seconds in which each backend was loaded.
+    missing : dict of str to str
+        Backends that cannot run here, and why.
     rows : tuple of Row
     not_measured : int
         Workloads that the time did not suffice for.
@@ -191,6 +193,7 @@ class Result:
     settings: dict[str, Any]
     ceilings: dict[str, Any]
     starts: dict[str, float]
+    missing: dict[str, str]
     rows: tuple[Row, ...]
     not_measured: int = 0
 
@@ -208,6 +211,14 @@ class Result:
     def wrong(self) -> list[Row]:
         """The rows whose result is wrong, or that failed."""
         return [row for row in self.rows if row.status in ("wrong", "failed")]
+
+    @property
+    def team(self) -> str:
+        """With how many threads it ran, in words."""
+        threads = self.settings["threads"]
+        if threads is None:
+            return "threads as the engines choose"
+        return f"{threads} thread{'s' * (threads > 1)}"
 
     def by_key(self) -> dict[Key, Row]:
         """Return the rows by what they are."""
@@ -254,7 +265,7 @@ class Result:
                 f'"format": "{FORMAT}"'
             )
         try:
-            names = ("machine", "settings", "ceilings", "starts", "not_measured")
+            names = ("machine", "settings", "ceilings", "starts", "missing", "not_measured")
             rows = tuple(Row.from_json(row) for row in found["rows"])
             return cls(rows=rows, **{name: found[name] for name in names})
         except (KeyError, TypeError, ValueError) as error:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from fastneuron import backends, machine
 from fastneuron.bench.ceilings import Ceilings, measure
 from fastneuron.bench.results import Key, Result, Row, Sample
 from fastneuron.bench.suites import workloads
-from fastneuron.bench.workloads import HOST, NotItsOwn, Prepared, Workload
+from fastneuron.bench.workloads import BACKENDS, HOST, NotItsOwn, Prepared, Workload
 from fastneuron.errors import BackendUnavailable, DataError, SpecError
 from fastneuron.profiling.pairs import Series, interleaved
 from fastneuron.threads import requested_threads
@@ -31,6 +33,7 @@ PASSES, ROUNDS, SECONDS = (4, 2), (6, 5), (0.5, 0.25)
 _YARD = "yardstick {}".format
 
 Clock = Callable[[], float]
+Told = Callable[[str], None]
 
 
 def yardsticks() -> list[Callable[[int], None]]:
@@ -65,7 +68,7 @@ def run(
     passes: int | None = None,
     seconds: float = float("inf"),
     earlier: Result | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    told: Told = lambda _: None,
     clock: Clock = time.perf_counter,
     listed: list[Workload] | None = None,
 ) -> Result:
@@ -110,15 +113,14 @@ def run(
     threads = requested_threads(None)
     settings = {"suite": suite, "quick": quick, "threads": threads, "passes": passes,
                 "rounds": ROUNDS[quick]}  # fmt: skip
+    usable, starts, missing = _load(names)
     described = _described()
-    usable, starts, rows = _load(names)
     if earlier is None:
         ceilings = measure(threads or 1)
     else:
         _check_same(earlier, described, settings)
         ceilings, starts = Ceilings.from_json(earlier.ceilings), {**earlier.starts, **starts}
     found: dict[Key, Row] = {} if earlier is None else earlier.by_key()
-    found |= {row.key: row for row in rows}
     left: list[Workload] = []
     for turn in range(passes):
         left = []
@@ -131,8 +133,15 @@ def run(
             told(f"pass {turn + 1} of {passes}: {workload.suite}, {workload}")
             for row in _measure(workload, usable, ceilings, turn, quick, clock):
                 found[row.key] = _joined(found.get(row.key), row)
+    told("")
     return Result(
-        described, settings, ceilings.to_json(), starts, _ordered(found, chosen), len(left)
+        described,
+        settings,
+        ceilings.to_json(),
+        starts,
+        missing,
+        _ordered(found, chosen),
+        len(left),
     )
 
 
@@ -162,17 +171,17 @@ def _described() -> dict[str, Any]:
                                            "cores")}  # fmt: skip
 
 
-def _load(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, float], list[Row]]:
-    """Load the backends; return those that run, their seconds, and a row for each that does not."""
-    available = backends.available()
-    usable, starts, missing = [], {}, []
-    for name in tuple(names) or tuple(name for name in available if name != "cuda"):
+def _load(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, float], dict[str, str]]:
+    """Load the backends; return those that run, their seconds, and why the others do not."""
+    usable: list[str] = []
+    starts: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for name in tuple(names) or BACKENDS:
         start = time.perf_counter()
         try:
             _ = backends.get(name).slots
         except BackendUnavailable as error:
-            key = Key("", "", "", "", None, name)
-            missing.append(Row(key, "missing", str(error)))
+            missing[name] = str(error)
         else:
             usable.append(name)
             starts[name] = time.perf_counter() - start
@@ -210,7 +219,7 @@ def _measure(
 ) -> list[Row]:
     """Check every backend at a workload, then time those that are right, by turns."""
     w = workload
-    base = {
+    base: dict[str, Any] = {
         "flop": w.flop,
         "nbytes": w.nbytes,
         "rows": w.rows,
@@ -228,29 +237,50 @@ def _measure(
             rows.append(Row(key, "wrong", " ".join(str(error).split()), **base))
         except Exception as error:  # the others are measured all the same
             rows.append(Row(key, "failed", f"{type(error).__name__}: {error}", **base))
-    if not ready:
-        return rows
-    contestants: dict[Any, Callable[[int], object]] = {
-        key: prepared.work for key, prepared in ready.items()
-    }
-    contestants |= {_YARD(i): work for i, work in enumerate(yardsticks())}
-    measured: Mapping[Any, Series] = interleaved(
-        contestants, SECONDS[quick], rounds=ROUNDS[quick], seed=turn, clock=clock
-    )
-    yards = [
-        series.seconds.tolist() for name, series in measured.items() if not isinstance(name, Key)
-    ]
-    for key, prepared in ready.items():
-        rows.append(
-            Row(
-                key, "ok", **base,
-                error_over_bound=prepared.error_over_bound,
-                start_seconds=prepared.start_seconds,
-                more=prepared.more,
-                samples=(Sample(measured[key].seconds.tolist(), yards),),
+    while ready:
+        contestants: dict[Any, Callable[[int], object]] = {
+            key: partial(_guarded, key, prepared.work) for key, prepared in ready.items()
+        }
+        contestants |= {_YARD(i): work for i, work in enumerate(yardsticks())}
+        try:
+            measured: Mapping[Any, Series] = interleaved(
+                contestants, SECONDS[quick], rounds=ROUNDS[quick], seed=turn, clock=clock
             )
-        )  # fmt: skip
+        except _BrokenOff as stop:  # without it, the others can go on
+            del ready[stop.key]
+            rows.append(Row(stop.key, "failed", str(stop), **base))
+            continue
+        yards = [one.seconds.tolist() for name, one in measured.items() if name not in ready]
+        for key, prepared in ready.items():
+            sample = Sample(measured[key].seconds.tolist(), yards)
+            rows.append(
+                Row(
+                    key,
+                    "ok",
+                    **base,
+                    error_over_bound=prepared.error_over_bound,
+                    start_seconds=prepared.start_seconds,
+                    more=prepared.more,
+                    samples=(sample,),
+                )
+            )
+        break
     return rows
+
+
+class _BrokenOff(Exception):
+    """Work that was right when it was checked, and failed while it was timed."""
+
+    def __init__(self, key: Key, error: Exception) -> None:
+        super().__init__(f"while it was timed: {type(error).__name__}: {error}")
+        self.key = key
+
+
+def _guarded(key: Key, work: Callable[[int], object], units: int) -> None:
+    try:
+        work(units)
+    except Exception as error:
+        raise _BrokenOff(key, error) from error
 
 
 def _joined(before: Row | None, row: Row) -> Row:
@@ -258,13 +288,11 @@ def _joined(before: Row | None, row: Row) -> Row:
     if before is None or row.status != "ok" or before.status != "ok":
         return row
     errors = (e for e in (before.error_over_bound, row.error_over_bound) if e is not None)
-    return Row(
-        **{
-            **{name: getattr(row, name) for name in row.__dataclass_fields__},
-            "error_over_bound": max(errors),
-            "start_seconds": before.start_seconds,
-            "samples": before.samples + row.samples,
-        }
+    return replace(
+        row,
+        error_over_bound=max(errors),
+        start_seconds=before.start_seconds,
+        samples=before.samples + row.samples,
     )
 
 

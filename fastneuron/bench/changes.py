@@ -1,0 +1,85 @@
+"""A comparison of two runs as text of at most 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
+
+from fastneuron.bench.comparing import Change, Comparison
+from fastneuron.bench.report import WIDTH
+from fastneuron.bench.results import Key
+from fastneuron.reports import table
+
+__all__ = ["report"]
+
+#: Rows that are listed one by one where something is said of many.
+_LISTED = 20
+
+
+def report(found: Comparison) -> Iterator[str]:
+    """Yield the lines that show a comparison: first what differs, then what could not be seen."""
+    for difference in found.differences:
+        yield from _wrapped("Not the same: ", difference)
+    slower = found.slower
+    faster = [c for c in (*found.kernels, *found.rows) if c.ratio.high < 1]
+    slightly = [c for c in (*found.kernels, *found.rows) if c.ratio.low > 1 and c not in slower]
+    percent = f"{100 * found.threshold:g} %"
+    yield from _listed(f"Slower, perhaps by {percent} or more", slower)
+    yield from _listed(f"Slower, by less than {percent}", slightly)
+    yield from _listed("Faster", faster)
+    for row in found.went_wrong:
+        key = row.key
+        yield from _wrapped("Wrong: ", f"{key.name} {key.label}, {key.backend}: {row.reason}")
+    yield from _missing("Only the old run has", found.gone)
+    yield from _missing("Only the new run has", found.come)
+    yield ""
+    everything = (*found.kernels, *found.rows)
+    yield from wrap(
+        f"{len(found.rows)} rows of {len(found.kernels)} kernels compared; the intervals hold all "
+        f"together with 95 % confidence. Between the runs a row moves by {100 * found.scatter:.1f} "
+        "% for no reason (one deviation), which they include.",
+        WIDTH,
+    )
+    for what, changes in (("kernels", found.kernels), ("rows", found.rows)):
+        blind = sum(change.blind(found.threshold) for change in changes)
+        if blind:
+            yield from wrap(
+                f"Too uncertain to see {percent} in {blind} of {len(changes)} {what}: measure "
+                "longer (--passes), with nothing else running.",
+                WIDTH,
+            )
+    if not everything:
+        yield "The runs have no timed row in common: nothing was compared."
+    verdict = "passed" if found.passed else "FAILED"
+    yield from wrap(f"{verdict}: {found.verdict}.", WIDTH)
+
+
+def _listed(title: str, changes: Sequence[Change]) -> Iterator[str]:
+    if not changes:
+        return
+    yield ""
+    ordered = sorted(changes, key=lambda c: (bool(c.label), -abs(c.ratio.value - 1)))
+    head = (title, "backend", "new/old", "interval")
+    cells = [
+        (
+            f"{c.name} {c.label or f'({c.rows} rows)'}",
+            c.backend,
+            f"{c.ratio.value:.3f}",
+            f"{c.ratio.low:.3f} to {c.ratio.high:.3f}",
+        )
+        for c in ordered[:_LISTED]
+    ]
+    yield from table(head, cells)
+    if len(ordered) > _LISTED:
+        yield f"and {len(ordered) - _LISTED} more (--json has them)"
+
+
+def _missing(title: str, keys: Iterable[Key]) -> Iterator[str]:
+    named = [f"{key.name} {key.label}, {key.backend}" for key in keys]
+    if named:
+        more = f"; and {len(named) - _LISTED} more" if len(named) > _LISTED else ""
+        yield from _wrapped(f"{title}: ", "; ".join(named[:_LISTED]) + more)
+
+
+def _wrapped(lead: str, text: str) -> list[str]:
+    return wrap(lead + text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
