@@ -36,12 +36,12 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         epilog="Exit codes: 0 done, 1 a result is wrong (compare: a kernel is slower), 2 wrong "
         "usage. `fastneuron bench compare --help` tells how two runs are compared.",
     )
+    _add_options(bench)
+    kinds = bench.add_subparsers(metavar="SUITE", dest="suite", title="suites (all)")
     bench.set_defaults(
         verb=_run, suite="all", quick=False, backend=[], dtype=[], only=[], threads=1,
         passes=None, seconds=float("inf"), json=None, csv=None, plot=None, resume=None,
     )  # fmt: skip
-    _add_options(bench)
-    kinds = bench.add_subparsers(metavar="SUITE", dest="suite", title="suites (all)")
     for suite, text in SUITES.items():
         # Its defaults would replace what was given before the suite.
         one = kinds.add_parser(suite, help=text, argument_default=argparse.SUPPRESS)

@@ -87,8 +87,12 @@ def steps() -> Iterator[Workload]:
                     "steps", f"step {name}", f"b{batch} {optimizer}", dtype, bias,
                     partial(_step, sizes, batch, optimizer, dtype, bias),
                     2.0 * work, words * np.dtype(dtype).itemsize, batch,
-                    quick=dtype == "float32" and work <= MODEST,
+                    quick=dtype == "float32" and work <= MODEST, chunk=_chunk(work),
                 )  # fmt: skip
+
+
+def _chunk(work: float) -> int:
+    return int(np.clip(CHUNK_WORK / work, 1, MAX_STEPS))
 
 
 class StepProblem:
@@ -125,7 +129,7 @@ class StepProblem:
             else draw_targets(loss, rng, drawn, outputs, spec.dtype)
         )
         self.x, self.y = (np.resize(array, (rows, *array.shape[1:])) for array in (x, y))
-        self.chunk = int(np.clip(CHUNK_WORK / (spec.multiply_adds * batch), 1, MAX_STEPS))
+        self.chunk = _chunk(spec.multiply_adds * batch)
         order = [rng.permutation(rows) for _ in range(-(-self.chunk * batch // rows))]
         self.order = np.concatenate(order)
         self.bounds = np.arange(self.chunk + 1, dtype=np.int64) * batch

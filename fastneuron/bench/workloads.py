@@ -81,6 +81,9 @@ class Workload:
     quick : bool
         Whether the quick run has it.
     backends : tuple of str
+    chunk : int
+        Units that a harness which times single calls shall time together, where the way into a
+        call would hide the work.
     """
 
     suite: str
@@ -94,6 +97,7 @@ class Workload:
     rows: int = 0
     quick: bool = False
     backends: tuple[str, ...] = BACKENDS
+    chunk: int = 1
 
     @property
     def label(self) -> str:
