@@ -1,6 +1,6 @@
 """Compares two runs: what is slower, how sure that is, and what the runs could not have seen.
 
-Two runs meet a machine in two moods. Each round also timed two yardsticks that no change of
+Two runs meet a machine in two moods. Each round also timed yardsticks that no change of
 fastneuron touches; how far a row goes along with them is fitted to the rounds of both runs, and the
 ratio of the runs is what is left between them. How much such ratios scatter where nothing changed,
 between processes, is read off all rows together, most of which did not change. Both go into the
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, expm1, log1p, sqrt
+from math import exp, log, sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -29,10 +29,15 @@ SCATTER, COMMON = 0.02, 0.005
 #: Entries from which their scatter is measured rather than believed.
 _ENOUGH = 8
 #: How far a row goes along with each yardstick, before any round is seen: mean and deviation.
-_PULL, _PULL_SPREAD = 0.5, 0.5
+_PULL, _PULL_SPREAD = 0.33, 0.5
+#: Rounds in which a yardstick took so many times what it takes at its best quarter are left out:
+#: the processor was shared. A busy neighbour on the other half of a core makes 1.4 of it.
+_DISTURBED = 1.7
 #: Tuning constant of Tukey's biweight: 95 % efficiency where the noise is normal.
 _BIWEIGHT = 4.685
 _TURNS = 20
+#: Rounds of a run that a fit needs.
+_FEWEST = 4
 
 
 class Change(NamedTuple):
@@ -113,7 +118,7 @@ class Comparison:
             parts.append(
                 f"{len(slower)} of {len(self.kernels)} kernels and {len(self.rows)} rows are "
                 f"slower; the most: {worst.name} {worst.label}".rstrip()
-                + f", {worst.backend}, {expm1(_log(worst.ratio)):.1%}"
+                + f", {worst.backend}, {worst.ratio.value - 1:.1%}"
             )
         return "; ".join(parts) or "nothing is measurably slower"
 
@@ -209,10 +214,11 @@ def _shift(old: Row, new: Row) -> _Shift:
     """
     samples = [*old.samples, *new.samples]
     t = np.log(np.concatenate([sample.seconds for sample in samples]))
-    lengths = [len(sample.seconds) for sample in samples]
-    pass_of = np.repeat(np.arange(len(samples)), lengths)
-    is_new = (pass_of >= len(old.samples)).astype(float)
+    pass_of = np.repeat(np.arange(len(samples)), [len(sample.seconds) for sample in samples])
     yards = np.log(np.concatenate([np.transpose(sample.yardsticks) for sample in samples]))
+    calm = _calm(yards, pass_of >= len(old.samples))
+    t, pass_of, yards = t[calm], pass_of[calm], yards[calm]
+    is_new = (pass_of >= len(old.samples)).astype(float)
     yards = yards - np.median(yards, axis=0)
     design = np.column_stack([np.ones_like(t), is_new, yards])
     prior = np.zeros((yards.shape[1], design.shape[1]))
@@ -229,16 +235,30 @@ def _shift(old: Row, new: Row) -> _Shift:
         left = np.concatenate([design * weight[:, None], prior * trust])
         right = np.concatenate([t * weight, np.full(len(prior), trust * _PULL)])
         fit = np.linalg.lstsq(left, right, rcond=None)[0]
-    rest = (t - design @ fit) * weight
+    rest = t - design @ fit
     inverse = np.linalg.inv(left.T @ left)
     used = max(1.0, float(np.sum(weight > 0)) - design.shape[1])
-    alone = float(inverse[1, 1] * np.sum(rest**2) / used)
-    # Rounds of a pass have much in common: the passes' means say how much.
-    means = np.array([rest[pass_of == i].mean() for i in range(len(samples))])
-    sides = [means[: len(old.samples)], means[len(old.samples) :]]
-    freedom = max(1, len(samples) - 2)
-    between = sum(float(np.sum((side - side.mean()) ** 2)) for side in sides) / freedom
-    return _Shift(float(fit[1]), max(alone, between * sum(1 / len(side) for side in sides)))
+    alone = float(inverse[1, 1] * np.sum((rest * weight) ** 2) / used)
+    # Rounds of a pass have much in common: how far the passes lie apart says how much.
+    between = sum(
+        _of_mean([np.median(rest[pass_of == i]) for i in np.unique(pass_of[is_new == side])])
+        for side in (0, 1)
+    )
+    return _Shift(float(fit[1]), max(alone, between))
+
+
+def _of_mean(values: list[Any]) -> float:
+    """Return the variance of the mean of some values, as far as they tell."""
+    return float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+
+
+def _calm(yards: NDArray[np.float64], is_new: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which rounds (n,) had the processor for themselves; all, where too few had."""
+    limits = np.quantile(yards, 0.25, axis=0) + log(_DISTURBED)
+    calm: NDArray[np.bool_] = np.all(yards < limits, axis=1)
+    if min(np.count_nonzero(calm & is_new), np.count_nonzero(calm & ~is_new)) < _FEWEST:
+        return np.ones_like(calm)
+    return calm
 
 
 def _scatter(shifts: Sequence[_Shift], believed: float = SCATTER) -> float:
@@ -269,10 +289,6 @@ def _quantile(tests: int) -> float:
 def _interval(shift: _Shift, z: float) -> Ratio:
     reach = z * sqrt(shift.variance + COMMON**2)
     return Ratio(exp(shift.value), exp(shift.value - reach), exp(shift.value + reach))
-
-
-def _log(ratio: Ratio) -> float:
-    return log1p(ratio.value - 1)
 
 
 def _differences(old: Result, new: Result) -> list[str]:

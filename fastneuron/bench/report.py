@@ -13,6 +13,8 @@ from fastneuron.bench.workloads import BACKENDS, HOST
 __all__ = ["WIDTH", "digits", "report"]
 
 WIDTH = 80  # columns
+#: Up to so many columns a name that has one workload only stands on its line.
+_ONE_LINE = 32
 
 _KEY = (
     "us: median time of one call or step, microseconds. x: times as fast as NumPy in the same "
@@ -39,7 +41,8 @@ def digits(value: float | None, count: int = 3) -> str:
 def report(result: Result) -> Iterator[str]:
     """Yield the lines that show a run."""
     yield from _head(result)
-    for suite, rows in groupby(result.rows, key=lambda row: row.key.suite):
+    blocks = groupby(result.rows, key=lambda row: (row.key.suite, row.key.backend in HOST))
+    for (suite, _), rows in blocks:
         yield ""
         yield from _suite(suite, list(rows), result)
     yield ""
@@ -79,10 +82,16 @@ def _suite(suite: str, rows: list[Row], result: Result) -> Iterator[str]:
     names = [name for name in (*BACKENDS, *HOST) if name in present]
     lines: list[tuple[str, list[str]]] = []
     for name, group in groupby(rows, key=lambda row: row.key.name):
+        sides = [
+            (label, {row.key.backend: row for row in side})
+            for label, side in groupby(group, key=lambda row: row.key.label)
+        ]
+        alone = f"{name} {sides[0][0]}"
+        if len(sides) == 1 and len(alone) <= _ONE_LINE:
+            lines.append((alone, _cells(sides[0][1], names, result)))
+            continue
         lines.append((name, []))
-        for label, side in groupby(group, key=lambda row: row.key.label):
-            by_backend = {row.key.backend: row for row in side}
-            lines.append((f"  {label}", _cells(by_backend, names, result)))
+        lines += [(f"  {label}", _cells(side, names, result)) for label, side in sides]
     head = [suite, *(part for name in names for part in _columns(name))]
     unit = ["", *(part for name in names for part in _units(name))]
     table = [head, unit, *([first, *cells] for first, cells in lines)]

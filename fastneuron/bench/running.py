@@ -2,7 +2,7 @@
 
 A pass goes through all workloads once. Each time it makes their data anew, so that the luck of
 where arrays lie is drawn again, and later, so that a mood of the machine does not pass for a
-property of a kernel. Two yardsticks take turns with the backends: they are what a comparison with
+property of a kernel. Yardsticks take turns with the backends: they are what a comparison with
 another run is put in relation to (see `comparing`).
 """
 
@@ -28,7 +28,7 @@ from fastneuron.threads import requested_threads
 __all__ = ["PASSES", "run", "yardsticks"]
 
 #: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
-PASSES, ROUNDS, SECONDS = (4, 2), (6, 5), (0.5, 0.25)
+PASSES, ROUNDS, SECONDS = (4, 4), (7, 6), (0.4, 0.2)
 #: How `interleaved` names the yardsticks.
 _YARD = "yardstick {}".format
 
@@ -37,15 +37,16 @@ Told = Callable[[str], None]
 
 
 def yardsticks() -> list[Callable[[int], None]]:
-    """Return work of NumPy's own, which no change of fastneuron touches.
+    """Return work that no change of fastneuron touches.
 
-    One is all multiply-adds, one has none but many other vector operations: a busy neighbour on
-    the other half of a core slows the second by a third and the first by a twentieth.
+    All multiply-adds, other vector operations, and the interpreter: a busy neighbour on the other
+    half of a core slows the first by a twentieth, the second by a third, the last by more.
     """
     rng = np.random.default_rng(0)
     a, b = (rng.normal(size=shape).astype(np.float32) for shape in ((64, 256), (256, 256)))
     product = np.empty((64, 256), np.float32)
     powers = np.empty_like(b)
+    numbers = list(range(500))
 
     def products(units: int) -> None:
         for _ in range(units):
@@ -55,7 +56,13 @@ def yardsticks() -> list[Callable[[int], None]]:
         for _ in range(units):
             np.exp(b, out=powers)
 
-    return [products, exponentials]
+    def interpreted(units: int) -> None:
+        for _ in range(units):
+            total = 0
+            for number in numbers:
+                total += number
+
+    return [products, exponentials, interpreted]
 
 
 def run(

@@ -45,9 +45,11 @@ def workloads(suite: str = "all") -> list[Workload]:
             f"run {ELSEWHERE[suite]}"
         )
     if suite == "all":
-        return list(chain.from_iterable(make() for make in SUITES.values()))
+        return list(chain.from_iterable(map(workloads, SUITES)))
     if suite not in SUITES:
         raise UnknownNameError(
             f"unknown suite {suite!r} (available: all, {', '.join([*SUITES, *ELSEWHERE])})"
         )
-    return list(SUITES[suite]())
+    found = list(SUITES[suite]())
+    names = list(dict.fromkeys(workload.name for workload in found))
+    return sorted(found, key=lambda workload: names.index(workload.name))
