@@ -35,7 +35,7 @@ _PULL, _PULL_SPREAD = 0.33, 0.5
 _DISTURBED = 1.7
 #: Tuning constant of Tukey's biweight: 95 % efficiency where the noise is normal.
 _BIWEIGHT = 4.685
-_TURNS = 20
+_TURNS = 10
 #: Rounds of a run that a fit needs.
 _FEWEST = 4
 
