@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastneuron import backends, datasets, explain, ops, plots, profiling
+    from fastneuron import backends, bench, datasets, explain, ops, plots, profiling
     from fastneuron.callbacks import Callback, EarlyStopping
     from fastneuron.diagnostics import Diagnosis, HealthRecorder
     from fastneuron.errors import (
@@ -65,6 +65,7 @@ __all__ = [
     "UnknownNameError",
     "WarmUp",
     "backends",
+    "bench",
     "datasets",
     "explain",
     "load",

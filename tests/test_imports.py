@@ -48,6 +48,7 @@ HOUSE = (
     ("preprocessing", "explain"),
     ("machine", "demo", "commands", "testing"),
     ("profiling",),
+    ("bench",),
     ("cli",),
     ("__main__",),
     ("",),

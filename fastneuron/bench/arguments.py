@@ -82,8 +82,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="of engines and BLAS (1), or auto: as the engines choose",
     )  # fmt: skip
     parser.add_argument(
-        "--passes", type=_count, metavar="N", help="times that each workload is measured (4; 2)"
-    )
+        "--passes", type=_count, metavar="N",
+        help="times that each workload is measured (4, quick 6)",
+    )  # fmt: skip
     parser.add_argument(
         "--seconds", type=_seconds, metavar="N", help="begin no workload after so long (no limit)"
     )

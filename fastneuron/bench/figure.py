@@ -28,7 +28,7 @@ def speeds(result: Result) -> Any:
     """
     require()
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     found: dict[str, dict[str, list[tuple[Row, float]]]] = {}
     for row in result.rows:
@@ -53,10 +53,12 @@ def speeds(result: Result) -> Any:
                 values, [at] * len(values), marker, color=COLOURS[i], alpha=0.55, markersize=4,
                 markeredgewidth=0, label=labelled,
             )  # fmt: skip
-            axes.plot([np.median(values)], [at], "|", color=COLOURS[i], markersize=9, mew=2)
+            if len(values) > 2:
+                axes.plot([np.median(values)], [at], "|", color=COLOURS[i], markersize=9, mew=2)
             labelled = "_"
     axes.axvline(1.0, color=INK, linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(found)), list(found))

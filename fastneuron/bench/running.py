@@ -28,7 +28,7 @@ from fastneuron.threads import requested_threads
 __all__ = ["PASSES", "run", "yardsticks"]
 
 #: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
-PASSES, ROUNDS, SECONDS = (4, 4), (7, 6), (0.4, 0.2)
+PASSES, ROUNDS, SECONDS = (4, 6), (7, 6), (0.4, 0.2)
 #: How `interleaved` names the yardsticks.
 _YARD = "yardstick {}".format
 
