@@ -120,7 +120,7 @@ def test_a_slow_down_below_the_threshold_is_let_pass_and_said() -> None:
 
 def test_a_noisy_run_says_what_it_could_not_have_seen() -> None:
     text = str(compare(run(0, noise=0.2, passes=2), run(1, noise=0.2, passes=2)))
-    assert "Too uncertain to see 5 % in 144 of 144 rows" in " ".join(text.split())
+    assert "Too uncertain to be sure of 5 % in 144 of 144 rows" in " ".join(text.split())
 
 
 def test_ratios_of_known_times_are_exact() -> None:

@@ -40,7 +40,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     kinds = bench.add_subparsers(metavar="SUITE", dest="suite", title="suites (all)")
     bench.set_defaults(
         verb=_run, suite="all", quick=False, backend=[], dtype=[], only=[], threads=1,
-        passes=None, seconds=float("inf"), json=None, csv=None, plot=None, resume=None,
+        passes=None, one_pass=False, seconds=float("inf"), json=None, csv=None,
+        plot=None, resume=None,
     )  # fmt: skip
     for suite, text in SUITES.items():
         # Its defaults would replace what was given before the suite.
@@ -85,6 +86,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--passes", type=_count, metavar="N",
         help="times that each workload is measured (4, quick 6)",
     )  # fmt: skip
+    # How the command starts the process of a pass.
+    parser.add_argument("--one-pass", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--seconds", type=_seconds, metavar="N", help="begin no workload after so long (no limit)"
     )
@@ -104,7 +107,7 @@ def _run(options: argparse.Namespace) -> None:
             os.environ[name] = str(options.threads)
     from fastneuron.bench import command
 
-    command.run(options)
+    (command.one_pass if options.one_pass else command.run)(options)
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -35,16 +35,17 @@ def report(found: Comparison) -> Iterator[str]:
     yield ""
     everything = (*found.kernels, *found.rows)
     yield from wrap(
-        f"{len(found.rows)} rows of {len(found.kernels)} kernels compared; the intervals hold all "
-        f"together with 95 % confidence. Between the runs a row moves by {100 * found.scatter:.1f} "
-        "% for no reason (one deviation), which they include.",
+        f"Compared: {len(found.rows)} rows, and {len(found.kernels)} kernels that have several. "
+        "The intervals of all rows hold together with 95 % confidence, and those of all kernels. "
+        f"Between the runs a row moves by {100 * found.scatter:.1f} % for no reason (one "
+        "deviation), which they include.",
         WIDTH,
     )
     for what, changes in (("kernels", found.kernels), ("rows", found.rows)):
         blind = sum(change.blind(found.threshold) for change in changes)
         if blind:
             yield from wrap(
-                f"Too uncertain to see {percent} in {blind} of {len(changes)} {what}: measure "
+                f"Too uncertain to be sure of {percent} in {blind} of {len(changes)} {what}: measure "
                 "longer (--passes), with nothing else running.",
                 WIDTH,
             )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fastneuron.bench import comparing, running
 from fastneuron.bench.results import Result
 from fastneuron.errors import DataError, FastneuronError
 
-__all__ = ["compare", "run"]
+__all__ = ["compare", "one_pass", "run"]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -22,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
     FastneuronError
         After all that, where a result is wrong.
     """
+    running.choose(options.suite, options.quick, options.only, options.dtype)
     if options.plot:
         from fastneuron import plots
 
@@ -29,20 +33,13 @@ def run(options: argparse.Namespace) -> None:
     for path in filter(None, (options.json, options.csv, options.plot, options.resume)):
         if not Path(path).absolute().parent.is_dir():
             raise DataError(f"{path}: there is no such folder; make it first")
-    earlier = None
-    if options.resume and Path(options.resume).exists():
-        earlier = _read(options.resume)
-    result = running.run(
-        options.suite,
-        quick=options.quick,
-        names=options.backend,
-        only=options.only,
-        dtypes=options.dtype,
-        passes=options.passes,
-        seconds=options.seconds,
-        earlier=earlier,
-        told=_progress(),
-    )
+    with TemporaryDirectory() as folder:
+        path = options.resume or str(Path(folder, "run.json"))
+        if _is_the_command():
+            _run_in_processes(options, path)
+            result = _read(path)
+        else:
+            result = _run_here(options, path)
     print(result)
     for path in filter(None, (options.json, options.resume)):
         result.write_json(path)
@@ -78,6 +75,60 @@ def compare(options: argparse.Namespace) -> None:
             json.dump(found.to_json(), file, indent=1, allow_nan=False)
     if not found.passed:
         raise FastneuronError(f"{new_path} against {old_path}: {found.verdict}")
+
+
+def one_pass(options: argparse.Namespace) -> None:
+    """Do what is left of the passes up to `options.passes`, and write the run."""
+    _run_here(options, options.resume).write_json(options.resume)
+
+
+def _run_here(options: argparse.Namespace, path: str) -> Result:
+    earlier = _read(path) if Path(path).exists() else None
+    return running.run(
+        options.suite,
+        quick=options.quick,
+        names=options.backend,
+        only=options.only,
+        dtypes=options.dtype,
+        passes=options.passes,
+        seconds=options.seconds,
+        earlier=earlier,
+        told=_progress(),
+    )
+
+
+def _is_the_command() -> bool:
+    """Return whether this process is the command: another program may have changed what it times.
+
+    It may have planted a fault, say, of which a process started anew would know nothing.
+    """
+    main = sys.modules["__main__"]
+    return main.__package__ == "fastneuron" or Path(sys.argv[0]).stem == "fastneuron"
+
+
+def _run_in_processes(options: argparse.Namespace, path: str) -> None:
+    """Do each pass in a process of its own, which goes on with the file at `path`."""
+    given = [options.suite]
+    given += ["--quick"] * options.quick
+    for name in ("backend", "dtype", "only"):
+        given += [f"--{name}={value}" for value in getattr(options, name)]
+    begin = time.monotonic()
+    first = 1
+    if Path(path).exists():
+        earlier = _read(path)
+        first = earlier.settings["passes"] + (earlier.not_measured == 0)
+    passes = options.passes or running.PASSES[options.quick]
+    for turn in range(min(first, passes), passes + 1):
+        left = max(options.seconds - (time.monotonic() - begin), 1e-3)
+        command = [sys.executable, "-m", "fastneuron", "bench", *given, "--one-pass"]
+        command += [f"--threads={options.threads or 'auto'}", f"--passes={turn}"]
+        command += [f"--seconds={left}", f"--resume={path}"]
+        # stderr is this process's: there a pass shows how far it is, and says what went wrong.
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise FastneuronError(f"pass {turn} of {passes} ended with exit code {done.returncode}")
+        if _read(path).not_measured:
+            break
 
 
 def _read(path: str) -> Result:

@@ -48,8 +48,8 @@ class Change(NamedTuple):
     name : str
         Of what is measured; `backend` and `label` say whose, and at what (nothing: all rows).
     ratio : Ratio
-        New over old. The intervals of all changes of a comparison hold together with the stated
-        confidence, not each for itself.
+        New over old. The intervals of all rows of a comparison hold together with the stated
+        confidence, not each for itself, and so do those of all kernels.
     rows : int
     """
 
@@ -165,7 +165,7 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
     """
     before, after = ({row.key: row for row in run.rows if row.samples} for run in (old, new))
     common = [key for key in before if key in after]
-    shifts = [_shift(before[key], after[key]) for key in common]
+    shifts = _levelled([_shift(before[key], after[key]) for key in common])
     scatter = _scatter(shifts)
     kernels: dict[tuple[str, str], list[_Shift]] = {}
     for key, shift in zip(common, shifts, strict=True):
@@ -173,14 +173,14 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
     together = [_mean(group) for group in kernels.values()]
     together_scatter = _scatter(together, 0.0)
     several = [i for i, group in enumerate(kernels.values()) if len(group) > 1]
-    z = _quantile(len(common) + len(several))
+    z_row, z_kernel = _quantile(len(common)), _quantile(len(several))
     changes = [
-        Change(key.name, key.backend, key.label, _interval(shift.widened(scatter), z), 1)
+        Change(key.name, key.backend, key.label, _interval(shift.widened(scatter), z_row), 1)
         for key, shift in zip(common, shifts, strict=True)
     ]
     names = list(kernels)
     whole = [
-        Change(*names[i], "", _interval(together[i].widened(together_scatter), z),
+        Change(*names[i], "", _interval(together[i].widened(together_scatter), z_kernel),
                len(kernels[names[i]]))
         for i in several
     ]  # fmt: skip
@@ -259,6 +259,12 @@ def _calm(yards: NDArray[np.float64], is_new: NDArray[np.bool_]) -> NDArray[np.b
     if min(np.count_nonzero(calm & is_new), np.count_nonzero(calm & ~is_new)) < _FEWEST:
         return np.ones_like(calm)
     return calm
+
+
+def _levelled(shifts: list[_Shift]) -> list[_Shift]:
+    """Return the shifts with no error below the middle one: few passes tell little of their own."""
+    typical = float(np.median([shift.variance for shift in shifts])) if shifts else 0.0
+    return [shift._replace(variance=max(shift.variance, typical)) for shift in shifts]
 
 
 def _scatter(shifts: Sequence[_Shift], believed: float = SCATTER) -> float:

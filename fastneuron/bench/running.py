@@ -1,9 +1,10 @@
 """Runs suites: checks each workload, then times its backends by turns, in several passes.
 
-A pass goes through all workloads once. Each time it makes their data anew, so that the luck of
-where arrays lie is drawn again, and later, so that a mood of the machine does not pass for a
-property of a kernel. Yardsticks take turns with the backends: they are what a comparison with
-another run is put in relation to (see `comparing`).
+A pass goes through all workloads once, later than the one before, so that a mood of the machine
+does not pass for a property of a kernel, and makes their data anew, so that the luck of where
+arrays lie is drawn again. The command gives each pass a process of its own, which draws the places
+of the code too. Yardsticks take turns with the backends: they are what a comparison with another
+run is put in relation to (see `comparing`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from fastneuron.errors import BackendUnavailable, DataError, SpecError
 from fastneuron.profiling.pairs import Series, interleaved
 from fastneuron.threads import requested_threads
 
-__all__ = ["PASSES", "run", "yardsticks"]
+__all__ = ["PASSES", "choose", "run", "yardsticks"]
 
 #: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
-PASSES, ROUNDS, SECONDS = (4, 6), (7, 6), (0.4, 0.2)
+PASSES, ROUNDS, SECONDS = (4, 6), (10, 10), (0.2, 0.1)
 #: How `interleaved` names the yardsticks.
 _YARD = "yardstick {}".format
 
@@ -115,7 +116,7 @@ def run(
         Where `earlier` is of another machine, version or number of threads.
     """
     begin = clock()
-    chosen = _chosen(workloads(suite) if listed is None else listed, quick, only, dtypes)
+    chosen = choose(suite, quick, only, dtypes) if listed is None else listed
     passes = passes or PASSES[quick]
     threads = requested_threads(None)
     settings = {"suite": suite, "quick": quick, "threads": threads, "passes": passes,
@@ -137,7 +138,7 @@ def run(
             if clock() - begin > seconds:
                 left.append(workload)
                 continue
-            told(f"pass {turn + 1} of {passes}: {workload.suite}, {workload}")
+            told(f"pass {turn + 1}: {workload.suite}, {workload}")
             for row in _measure(workload, usable, ceilings, turn, quick, clock):
                 found[row.key] = _joined(found.get(row.key), row)
     told("")
@@ -152,9 +153,11 @@ def run(
     )
 
 
-def _chosen(
-    listed: list[Workload], quick: bool, only: Iterable[str], dtypes: Iterable[str]
+def choose(
+    suite: str, quick: bool = False, only: Iterable[str] = (), dtypes: Iterable[str] = ()
 ) -> list[Workload]:
+    """Return the workloads that `run` would measure; see there for the errors."""
+    listed = workloads(suite)
     parts, dtypes = tuple(only), tuple(dtypes)
     chosen = [
         w
@@ -198,7 +201,7 @@ def _load(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, float], dict
 def _check_same(earlier: Result, described: dict[str, Any], settings: dict[str, Any]) -> None:
     for what, one, other in (
         *((name, earlier.machine.get(name), described[name]) for name in described),
-        ("threads", earlier.settings.get("threads"), settings["threads"]),
+        *((name, earlier.settings.get(name), settings[name]) for name in ("threads", "rounds")),
     ):
         if one != other:
             raise DataError(
