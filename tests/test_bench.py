@@ -420,6 +420,19 @@ def test_what_cannot_be_done_is_said(
     assert message in capsys.readouterr().err
 
 
+def test_the_command_gives_each_pass_a_process(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    command = [sys.executable, "-m", "fastneuron", "bench", *SMALL, "--quick", "--passes", "2"]
+    done = subprocess.run(
+        [*command, "--json", str(path)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 results were checked" in done.stdout
+    (row,) = json.loads(path.read_text())["rows"]
+    assert [len(sample["microseconds"]) for sample in row["samples"]] == [10, 10]
+    assert [len(sample["yardsticks"]) for sample in row["samples"]] == [3, 3]
+
+
 def test_options_may_stand_before_the_suite(capsys: pytest.CaptureFixture[str]) -> None:
     suite, *options = SMALL
     assert main(["bench", *options, "--passes", "1", suite]) == 0
