@@ -45,8 +45,8 @@ def report(found: Comparison) -> Iterator[str]:
         blind = sum(change.blind(found.threshold) for change in changes)
         if blind:
             yield from wrap(
-                f"Too uncertain to be sure of {percent} in {blind} of {len(changes)} {what}: measure "
-                "longer (--passes), with nothing else running.",
+                f"Too uncertain to be sure of {percent} in {blind} of {len(changes)} {what}: "
+                "measure longer (--passes), with nothing else running.",
                 WIDTH,
             )
     if not everything:

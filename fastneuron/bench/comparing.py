@@ -23,8 +23,9 @@ from fastneuron.profiling.pairs import CONFIDENCE, Ratio
 
 __all__ = ["Change", "Comparison", "compare"]
 
-#: Standard deviation of the logarithm of a row's time between two processes, where there are too
-#: few rows to measure it, and of what all rows of a run have in common beside the yardsticks.
+#: Standard deviation of the logarithm of a row's time between two runs, where there are too few
+#: rows to measure it, and of what all rows have in common beside the yardsticks. Five pairs of
+#: quick runs on a busy virtual machine: 2.4 % (12 % before the fit), and 0.0 to 1.0 %.
 SCATTER, COMMON = 0.02, 0.005
 #: Entries from which their scatter is measured rather than believed.
 _ENOUGH = 8
