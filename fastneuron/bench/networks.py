@@ -144,7 +144,7 @@ class StepProblem:
             ]
         ] * optimizer.n_moments
         self.updated = updated(
-            optimizer, self.parameters, self.want.gradients, zeros, self.scalars[0], spec.dtype
+            spec, optimizer, self.parameters, self.want.gradients, zeros, self.scalars[0]
         )[0]
 
     def prepare(self, name: str) -> Prepared:
