@@ -103,7 +103,8 @@ INLINE void feature_words(const Draw *d, int64_t first, Feature *features)
 INLINE void random_words(const Draw *d, const Feature *features, uint64_t four, ivec *random)
 {
     const uint64_t of_layer = PHILOX_HIGH * d->layer;
-    const uint64_t of_rows = PHILOX_LOW * (uint64_t)(uint32_t)(of_layer >> 32 ^ four ^ d->keys[0][0]);
+    const uint32_t c0 = (uint32_t)(of_layer >> 32 ^ four ^ d->keys[0][0]); /* of round 1 */
+    const uint64_t of_rows = PHILOX_LOW * (uint64_t)c0;
     words c[PARITIES][4];
 #pragma GCC unroll 2
     for (int i = 0; i < PARITIES; i++) {

@@ -228,9 +228,10 @@ static void slim_backward(real *arena, const int64_t *head, const int64_t *layer
 static void slim_bias_gradient(const real *arena, const int64_t *head, const int64_t *layer,
                                int64_t batch, real *out)
 {
+    const real *d = arena + layer[AT_SLIM_OUT_DELTA];
     clear(out, PANEL);
     for (int64_t c = 0; c < layer[AT_OUTPUTS]; c++)
-        out[c] = dot(NULL, arena + layer[AT_SLIM_OUT_DELTA] + c * head[AT_SLIM_STRIDE], batch, true);
+        out[c] = dot(NULL, d + c * head[AT_SLIM_STRIDE], batch, true);
 }
 
 /* dW of a layer, and db where `bias_out`, in panel rows with zeros beside. */

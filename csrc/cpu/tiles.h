@@ -1,9 +1,9 @@
 /* Phase B: gradient and update of the parameters, one tile of a weight panel at a time.
 
-   A tile of a dense layer is the square of one input panel and one output panel. Its gradient sums over the rows of
-   the batch in ascending order; the bias gradient is one more accumulator row of the first input
-   tile, whose input is always 1, fed by loads that happen anyway. The other kinds of tiles are one panel of
-   weights and biases, a row each. */
+   A tile of a dense layer is the square of one input panel and one output panel. Its gradient sums
+   over the rows of the batch in ascending order; the bias gradient is one more accumulator row of
+   the first input tile, whose input is always 1, fed by loads that happen anyway. Tiles of other
+   kinds are one panel of weights and biases, a row each. */
 
 #ifndef FN_TILES_H
 #define FN_TILES_H
