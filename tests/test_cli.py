@@ -19,6 +19,7 @@ from fastneuron import backends, cli, demo, machine, network, places, warmup
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.cli import main
 from fastneuron.datasets import load_digits, make_linear
+from fastneuron.elision import Elision
 from fastneuron.initializers import BIAS_INITIALIZERS
 from fastneuron.optimizers import OPTIMIZERS
 
@@ -253,7 +254,11 @@ def test_layers_between(
     biases: list[int | None],
     said: str,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    fresh = Elision()  # that has said nothing yet
+    monkeypatch.setattr("fastneuron.commands.ELISION", fresh)
+    monkeypatch.setattr("fastneuron.network.ELISION", fresh)
     out = tmp_path / "m"
     arguments = ["train", str(flowers), "--target", "species", "--out", str(out), *SMALL, *extra]
     assert main(arguments) == 0
