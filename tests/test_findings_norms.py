@@ -250,6 +250,7 @@ def test_a_frozen_normalisation_may_have_statistics_of_other_rows() -> None:
     net.layers[1].running_mean = np.full(32, 50.0)
     got = net.diagnose(X, Y)
     assert not got.layers[1].frozen  # the dense layer that feeds it is trained
+    assert got.layers[1].mean_shift is got.layers[1].narrow is None
     assert found(got, "unlike_statistics") == found(got, "narrow_inputs") == []
 
 

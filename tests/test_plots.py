@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastneuron import explain, mlp, plots
+from fastneuron import BatchNorm, Dense, Dropout, Sequential, explain, mlp, plots
 from fastneuron.errors import DataError, ExtraMissing
 from fastneuron.fitting import History
 
@@ -178,6 +178,21 @@ def test_pre_activations_are_those_of_the_network() -> None:
     assert (first[0], last[0]) == ("relu", "identity")
     np.testing.assert_allclose(first[1], z, rtol=1e-12)
     np.testing.assert_allclose(last[1], np.maximum(z, 0) @ v, rtol=1e-12)
+
+
+def test_pre_activations_of_a_normalised_network_are_a_predictions() -> None:
+    """By the running statistics, with nothing dropped."""
+    net = Sequential(Dense(2, 3), BatchNorm(activation="tanh"), Dropout(0.5), Dense(3, 1), seed=0)
+    net.layers[1].running_mean = [0.5, -0.25, 0.0]
+    net.layers[1].running_variance = [4.0, 1.0, 0.25]
+    X = np.array([[1.0, -2.0], [0.5, 0.25]])
+    dense, norm, last = plots.pre_activations(net, X).values()
+    z = X @ net.layers[0].weight.astype(float)
+    want = (z - [0.5, -0.25, 0.0]) / np.sqrt(np.array([4.0, 1.0, 0.25]) + 1e-5)
+    assert [name for name, _ in (dense, norm, last)] == ["identity", "tanh", "identity"]
+    np.testing.assert_allclose(dense[1], z, rtol=1e-12)
+    np.testing.assert_allclose(norm[1], want, rtol=1e-12)
+    np.testing.assert_allclose(last[1], net.forward(X), rtol=1e-5)
 
 
 @needs_matplotlib
