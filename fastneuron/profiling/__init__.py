@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastneuron.profiling.bias_profile import BiasProfile, bias
-    from fastneuron.profiling.bias_sweep import BiasSweep, bias_sweep
+    from fastneuron.profiling.bias_sweeps import BiasSweep, bias_sweep
 
 __all__ = ["BiasProfile", "BiasSweep", "bias", "bias_sweep"]
 
 _ROOMS = {
     "bias_profile": ("BiasProfile", "bias"),
-    "bias_sweep": ("BiasSweep", "bias_sweep"),
+    "bias_sweeps": ("BiasSweep", "bias_sweep"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -54,6 +54,8 @@ _UPDATE_FLOPS = {
 #: Seconds that a speed is measured for; the fastest of the calls counts: a call can be disturbed,
 #: it cannot be lucky.
 _PROBE_SECONDS, _LEAST_PROBES = 0.003, 20
+#: Calls of less than a microsecond that are timed together: a clock has steps of some 30 ns.
+_SHORT = 16
 #: The layer whose product tells the pace of multiply-adds, and its rows.
 _PROBE = (256, 128, 256)
 #: Bytes of what a first-level cache certainly holds.
@@ -100,18 +102,18 @@ def measure_speeds(workload: Workload) -> MachineSpeeds:
     inputs, outputs, rows = _PROBE
     engine = backend.engine(NetworkSpec.chain([Dense(inputs, outputs)], setting.dtype), n_threads=1)
     many = np.ones((rows, inputs), setting.dtype)
-    one = np.ones((1, 1), setting.dtype)
+    one, other = np.ones((1, 1), setting.dtype), np.zeros((1, 1), setting.dtype)
     add = backend.slots["bias_act_forward"]
     optimizer = workload.optimizer
     update, scalars = backend.slots[optimizer.slot], workload.scalars[0]
     moments = tuple(np.zeros(1, setting.dtype) for _ in range(optimizer.n_moments))
     sizes = {_CLOSE, *(_measured_at(workload, width) for width in setting.sizes)}
-    nothing = _fastest(lambda: np.copyto(one, one))
+    nothing = _fastest(lambda: np.copyto(other, one), _SHORT)
     return MachineSpeeds(
         _fastest(lambda: engine.forward(many)) / (inputs * outputs * rows),
-        _fastest(lambda: add(one, one[0], "identity", one.copy())),
-        _fastest(lambda: update(one[0].copy(), one[0], moments, scalars, 1.0)),
-        _fastest(lambda: np.add.reduce(one, axis=0, out=one[0])),
+        _fastest(lambda: add(one, one[0], "identity", other), _SHORT),
+        _fastest(lambda: update(other[0], one[0], moments, scalars, 1.0), _SHORT),
+        _fastest(lambda: np.add.reduce(one, axis=0, out=other[0]), _SHORT),
         {size: _copied(size, nothing) for size in sorted(sizes)},
     )
 
@@ -240,18 +242,20 @@ def _measured_at(workload: Workload, width: int) -> int:
 def _copied(size: int, nothing: float) -> float:
     """Return the seconds a byte that copying an array of `size` bytes reads or writes."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
-    seconds = _fastest(lambda: np.copyto(target, source))
+    seconds = _fastest(lambda: np.copyto(target, source), _SHORT)
     # Should the call alone have been disturbed, the bytes do not come out as free.
     return max(seconds - nothing, 0.3 * seconds) / (2 * size)
 
 
-def _fastest(call: Callable[[], object]) -> float:
+def _fastest(call: Callable[[], object], together: int = 1) -> float:
+    """Return the least seconds of a call, so many of them being timed together."""
     call()  # may compile
     best, start = float("inf"), time.perf_counter()
-    calls = 0
-    while calls < _LEAST_PROBES or time.perf_counter() - start < _PROBE_SECONDS:
+    probes = 0
+    while probes < _LEAST_PROBES or time.perf_counter() - start < _PROBE_SECONDS:
         before = time.perf_counter()
-        call()
+        for _ in range(together):
+            call()
         best = min(best, time.perf_counter() - before)
-        calls += 1
-    return best
+        probes += 1
+    return best / together

@@ -18,6 +18,8 @@ __all__ = ["heat_map", "profile"]
 _DPI = 120
 #: Of a heat map's colours: a ratio this far from 1 has the full colour.
 _FULL = 0.25
+#: Of a cell without difference: a light grey.
+_EQUAL = "#f0f0f0"
 
 
 def profile(found: BiasProfile) -> Any:
@@ -47,7 +49,7 @@ def _ratios(axes: Any, rows: Sequence[Comparison]) -> None:
     axes.plot([], [], "D-", color=COLOURS[0], label="no measurable difference (95 %)")
     axes.plot([], [], "o-", color=COLOURS[1], label="differs")
     names = [f"{row.group}: {row.name} / {row.against}" for row in rows]
-    _dress(axes, names, "time ratio (no unit)", "Ratios with 95 % intervals")
+    _dress(axes, names, "ratio of times (no unit)", "Ratios with 95 % intervals")
 
 
 def _costs(axes: Any, rows: Sequence[Comparison | PartCost]) -> None:
@@ -98,15 +100,15 @@ def heat_map(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     width = 2.0 + max(2.2, 0.85 * len(columns)) * len(ratios)
     figure = Figure((width, 2.2 + 0.5 * len(rows)), _DPI, layout="constrained")
     figure.patch.set_alpha(0.0)
     panels = figure.subplots(1, len(ratios), squeeze=False)[0]
-    # Faster is blue, slower vermillion; equal is clear, on white and on black.
-    colours = LinearSegmentedColormap.from_list(
-        "ratios", [COLOURS[0], COLOURS[0] + "00", COLOURS[1] + "00", COLOURS[1]]
-    )
+    # Faster is blue, slower vermillion. Cells are opaque, so that black is readable on all of them
+    # (contrast 4 or more), on white pages and on black ones.
+    colours = LinearSegmentedColormap.from_list("ratios", [COLOURS[0], _EQUAL, COLOURS[1]])
     norm = Normalize(-100 * _FULL, 100 * _FULL, clip=True)
     for axes, (title, cells) in zip(panels, ratios.items(), strict=True):
         axes.patch.set_alpha(0.0)
@@ -116,12 +118,11 @@ def heat_map(
                     axes.text(j, i, "-", ha="center", va="center", color=INK, fontsize=8)
                     continue
                 percent = 100 * (ratio.value - 1)
-                if ratio.differs:
-                    patch = {"facecolor": colours(norm(percent)), "edgecolor": INK}
-                    axes.add_patch(_square(j, i, patch))
+                colour = colours(norm(percent)) if ratio.differs else _EQUAL
+                axes.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, facecolor=colour))
                 text = f"{percent:+.0f}" if abs(percent) >= 10 else f"{percent:+.1f}"
                 shown = text if ratio.differs else f"({text})"
-                axes.text(j, i, shown, ha="center", va="center", color=INK, fontsize=8)
+                axes.text(j, i, shown, ha="center", va="center", color="black", fontsize=8)
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xticks(range(len(columns)), columns)
@@ -133,17 +134,11 @@ def heat_map(
             spine.set_color(INK)
     panels[0].set_ylabel(labels[0], color=INK)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=list(panels), extend="both")
-    bar.set_label("slower (%); (in brackets: no measurable difference)", color=INK, fontsize=8)
+    bar.set_label("slower [%]; in brackets: no measurable difference", color=INK, fontsize=8)
     bar.ax.tick_params(colors=INK, labelsize=8)
     bar.ax.patch.set_alpha(0.0)
     bar.outline.set_edgecolor(INK)
     return figure
-
-
-def _square(x: float, y: float, style: dict[str, Any]) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, linewidth=0.5, **style)
 
 
 def _dress(axes: Any, names: Sequence[str], xlabel: str, title: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastneuron import plots
 from fastneuron.errors import FastneuronError
 from fastneuron.profiling.bias_profile import BiasProfile, bias
-from fastneuron.profiling.bias_sweep import BiasSweep, bias_sweep
+from fastneuron.profiling.bias_sweeps import BiasSweep, bias_sweep
 
 __all__ = ["profile_bias"]
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from textwrap import wrap
 from typing import Any
 
 from fastneuron.descriptions import checked_number
@@ -16,6 +17,7 @@ from fastneuron.profiling.bias_profile import BiasProfile, Comparison, profile
 from fastneuron.profiling.bias_slots import FUSED_BIAS, SEPARATE_BIAS
 from fastneuron.profiling.sections import Section, interval, to_html, to_text
 from fastneuron.profiling.workload import Setting
+from fastneuron.reports import table
 
 __all__ = ["AXES", "BiasSweep", "bias_sweep"]
 
@@ -23,11 +25,12 @@ __all__ = ["AXES", "BiasSweep", "bias_sweep"]
 AXES = ("width", "batch", "depth", "threads", "dtype", "backend")
 #: Times that each point is built anew: fewer than of a single profile, since there are more points.
 SITTINGS = 9
+_WIDTH = 80  # columns; of many axes the table shows fewer ratios, the JSON all of them
 #: What is shown of each point: title, group, name, against.
 _SHOWN = (
-    ("bias / none, engine", "engine", BIAS, NONE),
-    ("separate / fused bias", "slots", SEPARATE_BIAS, FUSED_BIAS),
-    ("ones column / bias", "engine", ONES, BIAS),
+    ("bias / no bias", "engine", BIAS, NONE),
+    ("separate / fused", "slots", SEPARATE_BIAS, FUSED_BIAS),
+    ("ones / bias", "engine", ONES, BIAS),
 )
 
 
@@ -103,20 +106,25 @@ class BiasSweep:
         return to_html(self._sections())
 
     def _sections(self) -> list[Section]:
-        rows = []
-        for values, point in zip(self.combinations, self.points, strict=True):
-            cells = [_percent(_ratio(point, *which[1:])) for which in _SHOWN]
-            rows.append(("  ".join(map(str, values)), *cells))
+        head, units = list(self.axes), [""] * len(self.axes)
+        rows = [[str(value) for value in values] for values in self.combinations]
+        for title, *which in _SHOWN:
+            cells = [_percent(_ratio(point, *which)) for point in self.points]
+            wider = [[*row, cell] for row, cell in zip(rows, cells, strict=True)]
+            if len(head) > len(self.axes) and _width([*head, title], wider) > _WIDTH:
+                break
+            head, units, rows = [*head, title], [*units, "[%]"], wider
+        notes = _wrapped(
+            "bias / no bias and ones / bias: whole steps of the engine; separate / fused: steps of "
+            "slots, with biases. =: no measurable difference, the interval holds 0."
+        )
         first = next((point for point in self.points if point is not None), None)
-        title = "What the bias costs, percent of a step [95 % interval]"
-        notes = ["=: the interval holds 0, no measurable difference. -: not timed."]
         if first is not None:
-            notes.append(f"First point: {first.setting.label}.")
-        notes += [f"Skipped {where}: {why}" for where, why in self.skipped.items()]
-        heads = [which[0] for which in _SHOWN]
-        return [
-            Section(title, ("  ".join(self.axes), *heads), ("", "[%]", "[%]", "[%]"), rows, notes)
-        ]
+            notes += _wrapped(f"First point: {first.setting.label}.")
+        for where, why in self.skipped.items():
+            notes += _wrapped(f"Not timed: {where}: {why}.")
+        title = "What the bias costs, percent of a step [95 % interval]"
+        return [Section(title, head, units, rows, notes)]
 
 
 def bias_sweep(
@@ -210,6 +218,14 @@ def _ratio(point: BiasProfile | None, group: str, name: str, against: str) -> Co
         return None
     wanted = (group, name, against)
     return next((r for r in point.comparisons if (r.group, r.name, r.against) == wanted), None)
+
+
+def _width(head: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    return max(map(len, table(head, rows)))
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, _WIDTH, break_on_hyphens=False)
 
 
 def _percent(row: Comparison | None) -> str:
