@@ -7,8 +7,8 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable
-from fastneuron.profiling import ceilings
-from fastneuron.profiling.ceilings import Level, MachineCeilings
+from fastneuron.profiling import machine_ceilings
+from fastneuron.profiling.machine_ceilings import Level, MachineCeilings
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -37,20 +37,20 @@ def test_the_kernels_do_what_they_are_counted_for(blocked: backends.Backend, dty
 def test_ceilings_are_measured(
     blocked: backends.Backend, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ceilings, "_RUN_SECONDS", 1e-4)
-    monkeypatch.setattr(ceilings, "_RUNS", 2)
-    found = ceilings.measure(threads, backend=blocked, memory=False)
+    monkeypatch.setattr(machine_ceilings, "_RUN_SECONDS", 1e-4)
+    monkeypatch.setattr(machine_ceilings, "_RUNS", 2)
+    found = machine_ceilings.ceilings(threads, backend=blocked, memory=False)
     assert found.threads == threads
     assert found.measured_by == blocked.name
     assert all(rate > 1e6 for rate in found.flops.values())
-    assert [level.name for level in found.levels] == list(ceilings.cache_sizes())
+    assert [level.name for level in found.levels] == list(machine_ceilings.cache_sizes())
     assert all(level.read > 1e6 and level.copy > 1e6 for level in found.levels)
     assert max(map(len, str(found).splitlines())) <= 80
 
 
 def test_the_reference_cannot_measure() -> None:
     with pytest.raises(BackendUnavailable, match="no kernels of its own"):
-        ceilings.measure(backend="numpy")
+        machine_ceilings.ceilings(backend="numpy")
 
 
 def test_floors_are_the_dearer_of_two() -> None:

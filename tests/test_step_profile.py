@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 
 import fastneuron as fn
 from fastneuron import backends
+from fastneuron.cli import main
 from fastneuron.errors import BackendUnavailable, FastneuronError
 from fastneuron.kernels import marks
 from fastneuron.network import Sequential
-from fastneuron.profiling import roofline, step_figure, step_profile
-from fastneuron.profiling.ceilings import Level, MachineCeilings
+from fastneuron.profiling import step_figure, step_profile
+from fastneuron.profiling.machine_ceilings import Level, MachineCeilings
 from fastneuron.profiling.pairs import Ratio
+from fastneuron.profiling.roofs import roofline
 from fastneuron.profiling.step_profile import PART_NAMES, StepProfile, step
 from fastneuron.profiling.work import Work, work_of
 from fastneuron.rates import Rates
@@ -208,7 +211,7 @@ def made_up() -> StepProfile:
 
 
 def test_the_roofline_places_parts_by_hand() -> None:
-    found = roofline.roofline(made_up())
+    found = roofline(made_up())
     first, second = found.points
     assert first.level == "L1"
     assert first.roof == 1e11
@@ -222,7 +225,7 @@ def test_the_roofline_places_parts_by_hand() -> None:
 
 def test_figures_name_their_axes() -> None:
     pytest.importorskip("matplotlib")
-    axes = roofline.roofline(made_up()).figure().axes[0]
+    axes = roofline(made_up()).figure().axes[0]
     assert axes.get_xlabel() == "operations a byte (FLOP/byte)"
     assert axes.get_ylabel() == "GFLOP/s"
     axes = step_figure.figure(made_up()).axes[0]
@@ -232,3 +235,28 @@ def test_figures_name_their_axes() -> None:
         "gradient 0",
         "forward 0",
     ]
+
+
+def test_the_commands_write_what_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cython", "numba"):
+        if name not in {
+            n for n, b in backends.available().items() if isinstance(b, backends.Backend)
+        }:
+            continue
+        given = ["--layers", "6,9,3", "--batch", "8", "--seconds", "0.01", "--backend", name]
+        files = {kind: str(tmp_path / f"{name}.{kind}") for kind in ("json", "trace")}
+        asked = ["--norm", "layer", "--json", files["json"], "--trace", files["trace"]]
+        assert main(["profile", "step", *given, *asked]) == 0
+        assert "6-9-ln-3, batch 8" in capsys.readouterr().out
+        assert json.loads(Path(files["json"]).read_text())["backend"] == name
+        check_trace(json.loads(Path(files["trace"]).read_text()), 1)
+
+
+def test_wrong_usage_is_said_before_anything_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "step", "--dropout", "1"]) == 2
+    assert main(["profile", "step", "--trace", "/no/such/folder/file"]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert main(["profile", "step", "--backend", "numpy"]) == 1
+    assert "compiled engine" in capsys.readouterr().err

@@ -11,12 +11,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastneuron.profiling.bias_profile import BiasProfile, bias
     from fastneuron.profiling.bias_sweeps import BiasSweep, bias_sweep
+    from fastneuron.profiling.machine_ceilings import MachineCeilings, ceilings
+    from fastneuron.profiling.roofs import Roofline, roofline
+    from fastneuron.profiling.step_profile import StepProfile, step
 
-__all__ = ["BiasProfile", "BiasSweep", "bias", "bias_sweep"]
+__all__ = [
+    "BiasProfile",
+    "BiasSweep",
+    "MachineCeilings",
+    "Roofline",
+    "StepProfile",
+    "bias",
+    "bias_sweep",
+    "ceilings",
+    "roofline",
+    "step",
+]
 
 _ROOMS = {
     "bias_profile": ("BiasProfile", "bias"),
     "bias_sweeps": ("BiasSweep", "bias_sweep"),
+    "machine_ceilings": ("MachineCeilings", "ceilings"),
+    "roofs": ("Roofline", "roofline"),
+    "step_profile": ("StepProfile", "step"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -26,11 +26,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     """Add the verb and what it profiles."""
     parser = verbs.add_parser(
         "profile",
-        help="measure what the bias costs",
+        help="measure what the bias costs, where a step goes, what the machine can do",
         description="Measure where the time of a training step goes.",
     )
     kinds = parser.add_subparsers(metavar="WHAT", required=True)
     _add_bias(kinds)
+    _add_step(kinds)
+    _add_roofline(kinds)
 
 
 def _add_bias(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +47,62 @@ def _add_bias(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "width=16,64,256 --sweep batch=8,32,128 --plot sweep.png",
     )
     bias.set_defaults(verb=_bias)
-    network = bias.add_argument_group("network")
+    _, machine = _add_setting(bias)
+    machine.add_argument(
+        "--seconds", type=_seconds, metavar="S",
+        help="for timing, all of it (30; a sweep 120); comparing with the reference comes on top",
+    )  # fmt: skip
+    machine.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
+    bias.add_argument(
+        "--sweep", type=_axis, action="append", default=[], metavar="AXIS=VALUES",
+        help=f"profile every combination: {', '.join(AXES)}; such as width=64,256 (may be "
+        "repeated)",
+    )  # fmt: skip
+    _add_output(bias)
+
+
+def _add_step(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    step = kinds.add_parser(
+        "step",
+        help="where a training step goes: by part, layer and thread",
+        description="Take a training step apart: time, share, GFLOP/s, GB/s and share of the "
+        "measured ceiling by part and layer, waiting and imbalance of the threads.",
+    )
+    step.set_defaults(verb=_step)
+    _add_layers_between(step)
+    step.add_argument("--trace", metavar="FILE", help="write a Chrome trace, which Perfetto opens")
+
+
+def _add_roofline(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    roofline = kinds.add_parser(
+        "roofline",
+        help="what this machine can do at most, and where a step's parts stand beneath",
+        description="Measure the peak of multiply-adds and the bandwidth of each level of memory, "
+        "and place the parts of a training step on the roofline that they make.",
+    )
+    roofline.set_defaults(verb=_roofline)
+    _add_layers_between(roofline)
+
+
+def _add_layers_between(parser: argparse.ArgumentParser) -> None:
+    """Add what a profile of one network has, normalisations and dropout among it."""
+    network, machine = _add_setting(parser)
+    network.add_argument(
+        "--norm", choices=("batch", "layer"), help="normalise after each hidden layer"
+    )
+    network.add_argument(
+        "--dropout", type=_share, default=0.0, metavar="RATE",
+        help="drop this share after each hidden layer (%(default)s)",
+    )  # fmt: skip
+    machine.add_argument(
+        "--seconds", type=_seconds, default=2.0, metavar="S", help="for timing (%(default)s)"
+    )
+    _add_output(parser)
+
+
+def _add_setting(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
+    """Add what every profile is asked: of the network, and of what computes."""
+    network = parser.add_argument_group("network")
     network.add_argument(
         "--layers", type=_counts, default=(784, 512, 512, 10), metavar="WIDTHS",
         help="widths from the input to the output (784,512,512,10)",
@@ -57,22 +114,16 @@ def _add_bias(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     _add_choice(network, "--loss", LOSSES, "cross_entropy", "")
     _add_choice(network, "--optimizer", OPTIMIZERS, "adam", "")
     _add_choice(network, "--dtype", DTYPES, "float32", "")
-    machine = bias.add_argument_group("machine")
+    machine = parser.add_argument_group("machine")
     _add_choice(machine, "--backend", BACKENDS, "auto", "what computes")
     machine.add_argument(
         "--threads", type=_count, default=1, metavar="N", help="of the engine (%(default)s)"
     )
-    machine.add_argument(
-        "--seconds", type=_seconds, metavar="S",
-        help="for timing, all of it (30; a sweep 120); comparing with the reference comes on top",
-    )  # fmt: skip
-    machine.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
-    bias.add_argument(
-        "--sweep", type=_axis, action="append", default=[], metavar="AXIS=VALUES",
-        help=f"profile every combination: {', '.join(AXES)}; such as width=64,256 (may be "
-        "repeated)",
-    )  # fmt: skip
-    output = bias.add_argument_group("output")
+    return network, machine
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write everything there")
     output.add_argument(
         "--plot", metavar="FILE",
@@ -89,6 +140,18 @@ def _bias(options: argparse.Namespace) -> None:
     from fastneuron.profiling.command import profile_bias
 
     profile_bias(options)
+
+
+def _step(options: argparse.Namespace) -> None:
+    from fastneuron.profiling.step_command import step
+
+    step(options)
+
+
+def _roofline(options: argparse.Namespace) -> None:
+    from fastneuron.profiling.step_command import roofline
+
+    roofline(options)
 
 
 def _add_choice(group: Any, name: str, choices: tuple[str, ...], default: str, about: str) -> None:
@@ -126,6 +189,16 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
+    return value
 
 
 def _seconds(text: str) -> float:

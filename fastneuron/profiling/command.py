@@ -12,7 +12,7 @@ from fastneuron.errors import FastneuronError
 from fastneuron.profiling.bias_profile import BiasProfile, bias
 from fastneuron.profiling.bias_sweeps import BiasSweep, bias_sweep
 
-__all__ = ["profile_bias"]
+__all__ = ["check_writable", "profile_bias"]
 
 #: Seconds of timing where none are asked for: of one profile, and of a sweep.
 SECONDS, SWEEP_SECONDS = 30.0, 120.0
@@ -24,7 +24,7 @@ def profile_bias(options: argparse.Namespace) -> None:
     if len(axes) < len(options.sweep):
         raise FastneuronError("--sweep names an axis twice; give all its values at once")
     for path in (options.json, options.plot):
-        _check_writable(path)
+        check_writable(path)
     if options.plot:
         plots.require()
     setting = {
@@ -61,7 +61,7 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _check_writable(path: str | None) -> None:
+def check_writable(path: str | None) -> None:
     """Refuse a path that cannot be written before minutes of timing go into what it should hold."""
     if path is None:
         return

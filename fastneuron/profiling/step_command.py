@@ -6,10 +6,13 @@ import argparse
 import json
 from typing import Any
 
+from fastneuron import plots
+from fastneuron.elision import ELISION
 from fastneuron.files import write_atomically
 from fastneuron.network import mlp
-from fastneuron.profiling import roofline as roofs
 from fastneuron.profiling import step_figure
+from fastneuron.profiling.command import check_writable
+from fastneuron.profiling.roofs import roofline as placed
 from fastneuron.profiling.step_profile import StepProfile
 from fastneuron.profiling.step_profile import step as profiled
 
@@ -18,11 +21,14 @@ __all__ = ["roofline", "step"]
 
 def step(options: argparse.Namespace) -> None:
     """Take a step apart; print the table, write what was asked for."""
+    check_writable(options.trace)
     found = _profiled(options)
-    print(found)
+    if not options.quiet:
+        print(found)
     if options.trace:
         write_atomically(options.trace, json.dumps(found.trace()).encode())
-        print(f"trace written to {options.trace}: open it in https://ui.perfetto.dev")
+        if not options.quiet:
+            print(f"trace written to {options.trace}: open it in https://ui.perfetto.dev")
     if options.json:
         write_atomically(options.json, _indented(found.to_json()))
     if options.plot:
@@ -31,8 +37,9 @@ def step(options: argparse.Namespace) -> None:
 
 def roofline(options: argparse.Namespace) -> None:
     """Measure the roofs and place a step's parts; print the table, write what was asked for."""
-    found = roofs.roofline(_profiled(options))
-    print(found)
+    found = placed(_profiled(options))
+    if not options.quiet:
+        print(found)
     if options.json:
         write_atomically(options.json, _indented(found.to_json()))
     if options.plot:
@@ -40,10 +47,11 @@ def roofline(options: argparse.Namespace) -> None:
 
 
 def _profiled(options: argparse.Namespace) -> StepProfile:
+    for path in (options.json, options.plot):  # before seconds are spent
+        check_writable(path)
     if options.plot:
-        from fastneuron.plots import require
-
-        require()  # before seconds are spent
+        plots.require()
+    ELISION.silence()  # the report's first line shows what stands where
     net = mlp(
         options.layers,
         activation=options.activation,

@@ -7,8 +7,7 @@ ratio says what looking costs.
 
 from __future__ import annotations
 
-import time
-import tracemalloc
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 
 from fastneuron import backends
 from fastneuron.arrays import Array
-from fastneuron.errors import BackendUnavailable, FastneuronError
+from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels import marks
 from fastneuron.losses import LOSSES
 from fastneuron.network import Sequential
 from fastneuron.optimizers import Optimizer
-from fastneuron.profiling import ceilings
+from fastneuron.profiling.machine_ceilings import MachineCeilings
+from fastneuron.profiling.machine_ceilings import ceilings as measured_ceilings
+from fastneuron.profiling.marked_steps import MarkedSteps, span
 from fastneuron.profiling.pairs import Ratio, ratio
 from fastneuron.profiling.work import Work, work_of
 from fastneuron.spec import NetworkSpec
@@ -46,8 +47,6 @@ PART_NAMES = {
     marks.END: "call",
 }
 _OF_LAYERS = (marks.FORWARD, marks.LOSS, marks.BACKWARD, marks.GRADIENT, marks.UPDATE)
-#: Seconds of a chunk with marks, and the fewest and the most rounds.
-_CHUNK_SECONDS, _LEAST_ROUNDS, _MOST_ROUNDS = 0.02, 9, 400
 #: Steps that are kept for a trace.
 _TRACED = 8
 #: Rows of the data that is drawn where none is given, in batches.
@@ -130,7 +129,7 @@ class StepProfile:
     slowdown: Ratio
     allocations: int
     steps: int
-    ceilings: ceilings.MachineCeilings
+    ceilings: MachineCeilings
     timeline: list[NDArray[np.float64]] = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def step(
     backend: str | backends.Backend = "auto",
     n_threads: int | None = None,
     seconds: float = 2.0,
-    machine: ceilings.MachineCeilings | None = None,
+    machine: MachineCeilings | None = None,
 ) -> StepProfile:
     """Take a network's training step apart.
 
@@ -233,9 +232,7 @@ def step(
     FastneuronError
         Where a marked step does not train what an unmarked one does.
     """
-    import copy
-
-    trainer = Trainer(copy.deepcopy(net), loss, optimizer, batch_size, backend, n_threads)
+    trainer = Trainer(deepcopy(net), loss, optimizer, batch_size, backend, n_threads)
     engine: Any = trainer._live.engine
     if not hasattr(engine, "run_marked"):
         raise BackendUnavailable(
@@ -244,12 +241,12 @@ def step(
         )
     x, targets = _data(net, loss, batch_size) if X is None else (X, y)
     rows, targets, _ = trainer.checked(x, targets, None)
-    course = _Course(trainer, rows, targets, min(batch_size, len(rows)))
+    course = MarkedSteps(trainer, rows, targets, min(batch_size, len(rows)))
     course.check()
     plain, marked = course.measure(seconds)
     threads = len(course.found[0])
     if machine is None:
-        machine = ceilings.measure(threads, dtypes=[net.spec.dtype])
+        machine = measured_ceilings(threads, dtypes=[net.spec.dtype])
     return StepProfile(
         network=_label(net.spec),
         backend=trainer.backend.name,
@@ -291,136 +288,18 @@ def _data(net: Sequential, loss: str, batch_size: int) -> tuple[Array, Array]:
     return x, rng.normal(size=(rows, outputs)).astype(net.spec.dtype)
 
 
-class _Course:
-    """Chunks of steps of one trainer, with and without marks.
-
-    Attributes
-    ----------
-    found : list of marks a thread, a round
-    ticks_a_second : float
-    """
-
-    def __init__(self, trainer: Trainer, x: Array, y: Array, batch: int) -> None:
-        self.batch = batch
-        self.found: list[list[NDArray[np.int64]]] = []
-        self.ticks_a_second = 0.0
-        self._trainer = trainer
-        self._x, self._y = x, y
-        self._rng = np.random.default_rng(1)
-        trainer._live.refresh()
-        self._engine: Any = trainer._live.engine
-        spec = trainer.spec
-        blocks = -(-batch // 8) + len(spec.layers)
-        engine: Any = self._engine
-        tiles = len(engine.tiles)
-        self._room = 2 * tiles + blocks * (2 * len(spec.layers) + 3) + 16  # marks a step
-        self.steps = 1
-        self._run(1, marked=False)
-        start = time.perf_counter()
-        self._run(2, marked=False)
-        pace = (time.perf_counter() - start) / 2
-        self.steps = int(np.clip(_CHUNK_SECONDS / pace, 2, 4096))
-
-    def check(self) -> None:
-        """Raise where a chunk with marks does not leave the parameters of one without."""
-        results = []
-        for marked in (False, True):
-            self._engine.load(self._trainer._store.pull())
-            moments = self._engine.export_moments()
-            self._engine.load_moments([[(0 * w, b if b is None else 0 * b) for w, b in moment]
-                                       for moment in moments])  # fmt: skip
-            self._rng = np.random.default_rng(2)
-            self._run(3, marked=marked)
-            results.append([a.tobytes() for pair in self._engine.export() for a in pair
-                            if a is not None])  # fmt: skip
-        if results[0] != results[1]:
-            raise FastneuronError("a step with marks trained other parameters: a fault of ours")
-
-    def measure(self, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the seconds of a step, round by round: without marks, and with them."""
-        plain, marked = [], []
-        end = time.perf_counter() + seconds
-        self.found = []
-        for turn in range(_MOST_ROUNDS):
-            pair: dict[bool, float] = {}
-            for with_marks in (False, True) if turn % 2 else (True, False):
-                pair[with_marks] = self._run(self.steps, marked=with_marks)
-            plain.append(pair[False])
-            marked.append(pair[True])
-            if turn + 1 >= _LEAST_ROUNDS and time.perf_counter() > end:
-                break
-        return np.array(plain), np.array(marked)
-
-    def allocations(self) -> int:
-        """Return the bytes that Python held at most during a call of many steps."""
-        given = self._given(self.steps)
-        tracemalloc.start()
-        try:
-            before = tracemalloc.get_traced_memory()[0]
-            tracemalloc.reset_peak()
-            self._engine.run(*given)
-            return tracemalloc.get_traced_memory()[1] - before
-        finally:
-            tracemalloc.stop()
-
-    def timeline(self, steps: int) -> list[NDArray[np.float64]]:
-        """Return each thread's microseconds and codes over the last `steps` steps."""
-        last = self.found[-1]
-        ticks = self.ticks_a_second
-        begin = max(float(line[max(0, len(line) - 1 - steps * (len(line) // self.steps)), 1])
-                    for line in last)  # fmt: skip
-        return [
-            np.stack([1e6 * (line[:, 1] - begin) / ticks, line[:, 0]], axis=1)[line[:, 1] >= begin]
-            for line in last
-        ]
-
-    def _given(self, steps: int) -> tuple[Any, ...]:
-        n, batch = len(self._x), self.batch
-        passes = -(-steps * batch // (n - n % batch))
-        order = np.concatenate([self._rng.permutation(n)[: n - n % batch] for _ in range(passes)])
-        rates = self._trainer._rates
-        scalars = np.repeat(rates.row(0), steps, axis=0)
-        bounds = np.arange(steps + 1, dtype=np.int64) * batch
-        return self._x, self._y, None, order, bounds, scalars, np.empty(steps)
-
-    def _run(self, steps: int, *, marked: bool) -> float:
-        """Return the seconds of a step."""
-        given = self._given(steps)
-        start = time.perf_counter()
-        if marked:
-            outcome, found = self._engine.run_marked(*given, room=self._room * steps)
-        else:
-            outcome = self._engine.run(*given)
-        seconds = time.perf_counter() - start
-        if outcome.status:
-            raise FastneuronError(
-                f"the step that was to be profiled diverges ({outcome.status.name}): give data "
-                "scaled to about 1, or a lower learning rate"
-            )
-        if marked:
-            self.found.append(found)
-            # The call that had the least beside its steps tells best what a tick is.
-            self.ticks_a_second = max(self.ticks_a_second, _span(found) / seconds)
-        return seconds / steps
-
-
-def _span(found: list[NDArray[np.int64]]) -> float:
-    """Return the ticks from a team's first mark to its last."""
-    return float(max(line[-1, 1] for line in found) - min(line[0, 1] for line in found))
-
-
 def _parts(
-    course: _Course,
+    course: MarkedSteps,
     marked: NDArray[np.float64],
     net: Sequential,
     optimizer: Optimizer,
-    machine: ceilings.MachineCeilings,
+    machine: MachineCeilings,
 ) -> tuple[Part, ...]:
     """Return the parts of a step, which sum up to the median of `marked`."""
     threads = len(course.found[0])
     sums: dict[int, NDArray[np.float64]] = {}
     whole = course.ticks_a_second * course.steps * float(marked.sum())
-    sums[marks.END] = np.full(threads, whole - sum(map(_span, course.found)))
+    sums[marks.END] = np.full(threads, whole - sum(map(span, course.found)))
     for found in course.found:
         begin = min(line[0, 1] for line in found)
         end = max(line[-1, 1] for line in found)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastneuron.profiling.ceilings import MachineCeilings
+from fastneuron.profiling.machine_ceilings import MachineCeilings
 from fastneuron.profiling.step_profile import Part, StepProfile
 
 __all__ = ["Point", "Roofline", "roofline"]

@@ -21,7 +21,7 @@ from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels.contract import Ceilings
 from fastneuron.threads import run_team
 
-__all__ = ["Level", "MachineCeilings", "cache_sizes", "measure"]
+__all__ = ["Level", "MachineCeilings", "cache_sizes", "ceilings"]
 
 #: Seconds of one timed run: a scheduler's slice, so that a good one is among a few.
 _RUN_SECONDS = 4e-3
@@ -114,7 +114,7 @@ class MachineCeilings:
         return "\n".join(lines)
 
 
-def measure(
+def ceilings(
     threads: int = 1,
     *,
     dtypes: Iterable[str] = ("float32", "float64"),
