@@ -112,7 +112,7 @@ def test_numba_training(target: Target) -> None:
     networks = "generated_network and (numba-4- or numba-6-)"
     run_tests(
         target.environment,
-        ["test_engine.py"],
+        ["test_engine.py", "test_norms.py"],
         f"numba and (integer_step and float32 or {networks})",  # one dtype: it compiles for seconds
     )
 
@@ -124,7 +124,7 @@ def test_numba_and_cython_agree(target: Target, blocked: Backend) -> None:
         pytest.skip("agreement is tested with AVX-512 where the processor has it")
     if not target.fuses:
         pytest.skip("without fused multiply-adds each rounds products and sums in its own way")
-    files = ["test_engine_bits.py", "test_few_rows.py", "test_slim.py"]
+    files = ["test_engine_bits.py", "test_few_rows.py", "test_norm_bits.py", "test_slim.py"]
     run_tests(target.environment, files, "agree and float32")
 
 
@@ -150,6 +150,11 @@ def test_cython_instruction_sets(blocked: Backend, instruction_set: str) -> None
         "test_fused_step.py",
         "test_slim.py",
         "test_gather.py",
+        "test_norms.py",
+        "test_norm_bits.py",
+        "test_norm_faults.py",
+        "test_dropout.py",
+        "test_frozen.py",
     ]
     networks = " or ".join(f"cython-{number}-" for number in (1, 4, 6, 19))
     which = f"not agree and not two_to_the_31 and (not generated_network or {networks})"

@@ -168,6 +168,29 @@ def test_deltas_stop_where_nothing_is_learnt(backend: Backend, frozen: int, batc
             assert state_of(engine) == state_of(twin), f"step {step}"
 
 
+@pytest.mark.parametrize("trainable", [False, "bias", "weight"])
+@pytest.mark.parametrize("batch", [3, 70, 140])
+def test_narrow_layers_under_a_frozen_one(backend: Backend, batch: int, trainable: Any) -> None:
+    """Layers that work on columns of rows, by `run` and by a foreign loop in turns."""
+    layers = [
+        Dense(3, 4, "tanh", trainable=False), Dense(4, 4, "gelu", trainable=trainable),
+        Dense(4, 3, "relu", trainable=False), Dense(3, 2),
+    ]  # fmt: skip
+    case = case_of(*layers, rows=150, batch=batch, optimizer=SGD(0.05, momentum=0.5))
+    check(backend, case, batch)
+    engine, scalars = engine_of(backend, case), scalars_of(case, 4)
+    x, y = case.x[:batch], case.y[:batch]
+    for step in range(4):
+        want = training_step(case.spec, case.loss, engine.export(), x, y)
+        if step % 2:
+            check_step(engine, case, np.arange(batch), scalars[step], f"step {step}")
+        else:
+            out = engine.forward_keep(x)
+            _, dout = backend.slots["mse"](out, y, None)
+            dx, _ = engine.update(np.ascontiguousarray(dout), scalars[step])
+            assert_within(dx, want.dx, "dx")
+
+
 def test_a_frozen_batch_norm_goes_by_its_statistics(backend: Backend) -> None:
     """In training too: rows never meet, one row is enough, and nothing moves."""
     case = case_of(

@@ -281,3 +281,39 @@ def test_large_means_do_not_eat_the_variance(backend: Backend) -> None:
     )
     assert max(float(g.bound.max()) for g in flat(want.gradients)) < 1
     check_step(engine, case, np.arange(40), scalars_of(case, 1)[0], "step")
+
+
+@pytest.mark.parametrize("features", [8, 32])
+@pytest.mark.parametrize("kind", [BatchNorm, LayerNorm])
+def test_extreme_means(backend: Backend, kind: Any, features: int) -> None:
+    """An exact mean leaves nothing, however large; nor do the columns beside a last panel."""
+    case = case_of(kind(features), Dense(out_features=2), rows=8, batch=8)
+    case.x[...] = np.float32(2.0**100)
+    engine = engine_of(backend, case)
+    (_, beta), (w, b) = case.parameters
+    assert beta is not None
+    assert b is not None
+    out = engine.forward_keep(case.x)
+    np.testing.assert_allclose(out, np.tile(beta @ w + b, (8, 1)), rtol=1e-4, atol=1e-5)
+    dx, outcome = engine.update(case.y, scalars_of(case, 1)[0])
+    assert outcome.status == Status.OK
+    assert np.isfinite(dx).all()
+    before = case.parameters[0][0]
+    np.testing.assert_array_equal(engine.export()[0][0], before)  # its gradient is d times 0
+    run_steps(engine, case, np.arange(8), np.array([0, 8]), scalars_of(case, 1))
+
+
+def test_predictions_between_forward_and_update(backend: Backend) -> None:
+    """Inference touches nothing that a step has kept: batch statistics, rows' means, masks."""
+    layers = [Dense(6, 9), BatchNorm(), Dropout(0.3), LayerNorm(), Dense(out_features=4)]
+    case = case_of(*layers, rows=40, batch=40)
+    found = []
+    for asked in (False, True):
+        engine, scalars = engine_of(backend, case), scalars_of(case, 1)
+        out = engine.forward_keep(case.x[:20], scalars)
+        if asked:
+            engine.forward(case.x)
+            engine.forward(case.x[:3])
+        dx, _ = engine.update(np.ascontiguousarray(out), scalars[0])
+        found.append(dx.tobytes() + state_of(engine))
+    assert found[0] == found[1]
