@@ -31,6 +31,7 @@ from fastneuron.profiling.pairs import (
     Series,
     difference,
     in_sittings,
+    ratio,
     ratio_of,
 )
 from fastneuron.profiling.sections import to_html, to_text
@@ -104,6 +105,9 @@ class PartCost:
     fused : bool
         Within the layer's products and runs; else as a pass or a call of its own.
     cost : Difference
+    share : Ratio
+        The cost over the time of the layer's slots without a bias, in the same rounds: where the
+        machine's pace changes from run to run, this does not.
     predicted_seconds : float
     """
 
@@ -111,6 +115,7 @@ class PartCost:
     part: str
     fused: bool
     cost: Difference
+    share: Ratio
     predicted_seconds: float
 
     @property
@@ -125,6 +130,7 @@ class PartCost:
             "part": self.part,
             "fused": self.fused,
             "cost": self.cost.to_json(),
+            "share": {"value": self.share.value, "low": self.share.low, "high": self.share.high},
             "predicted_seconds": self.predicted_seconds,
             "prediction_agrees": self.agrees,
         }
@@ -352,12 +358,19 @@ def _compared(
 
 def _parted(layer: LayerParts, timed: dict[str, Series], model: CostModel) -> list[PartCost]:
     costs = []
+    whole = np.sum([timed[p.without].seconds for p in layer.pairs if p.without], axis=0)
     for pair in layer.pairs:
         one = timed[pair.with_it]
-        nothing = Series(np.zeros_like(one.seconds), 0.0, 1, one.sittings)
-        other = timed[pair.without] if pair.without else nothing
-        predicted = model.part(layer.index, pair.part, fused=pair.fused)
+        other = timed[pair.without] if pair.without else None
+        more = one.seconds - other.seconds if other else one.seconds
         costs.append(
-            PartCost(layer.index, pair.part, pair.fused, difference(one, other), predicted)
+            PartCost(
+                layer.index,
+                pair.part,
+                pair.fused,
+                difference(one, other),
+                ratio(more, whole, sittings=one.sittings),
+                model.part(layer.index, pair.part, fused=pair.fused),
+            )
         )
     return sorted(costs, key=lambda cost: PARTS.index(cost.part))

@@ -79,18 +79,19 @@ def _layers(found: BiasProfile) -> Section:
     shapes = ", ".join(f"{i}: {a}x{b}" for i, (a, b) in enumerate(pairwise(found.setting.sizes)))
     return Section(
         "Cost of each part in each layer, slots alone: where fused, with it less without",
-        ("layer, part", "predicted", "measured [95 %]", "agree"),
-        ("", "[us]", "[us]", ""),
+        ("layer, part", "predicted", "measured [95 %]", "share", "agree"),
+        ("", "[us]", "[us]", "[%]", ""),
         [
             (
                 f"{c.layer} {c.part}, {'fused' if c.fused else 'own pass'}",
                 microseconds(c.predicted_seconds),
                 _cost(c),
+                _share(c),
                 "yes" if c.agrees else "no",
             )
             for c in found.parts
         ],
-        _wrapped(f"Layers {shapes}."),
+        _wrapped(f"Layers {shapes}. Share: of the time of the layer's slots without a bias."),
     )
 
 
@@ -125,3 +126,8 @@ def _told(found: BiasProfile) -> Iterator[str]:
 
 def _wrapped(text: str) -> list[str]:
     return wrap(text, 80, break_on_hyphens=False)
+
+
+def _share(part: PartCost) -> str:
+    share = part.share
+    return interval(100 * share.value, 100 * share.low, 100 * share.high).split()[0]

@@ -50,6 +50,8 @@ LEAST_ROUNDS = 9
 #: Times that contestants are built anew, and the fewest rounds of each: with 15 medians the
 #: interval is from the fourth to the twelfth, and misses 4 times in 100.
 SITTINGS, LEAST_ROUNDS_A_SITTING = 15, 3
+#: Numbers of units within this factor, one after the other, become one.
+_ALIKE = 1.25
 #: Bytes that contestants are shifted by, at most.
 _APART = 64 << 10
 #: Seconds of one timed block: long against a clock's resolution and a call, short against moods.
@@ -223,9 +225,11 @@ def in_sittings(
                 first[name] = _timed(work, 1, clock)
                 units[name] = _block(work, clock, target)
                 measured[name] = []
+            units = _alike(units)
         # A round that is not kept brings code and arrays into the caches.
         a_round = sum(
-            max(_timed(work, units[name], clock), 1e-9) for name, work in contestants.items()
+            max(_timed(work, units[name] + (units[name] > 1), clock), 1e-9)
+            for name, work in contestants.items()
         )
         if rounds is None:
             share = seconds / sittings - (built if sitting else 0.0) - a_round
@@ -233,6 +237,8 @@ def in_sittings(
         for _ in range(rounds):
             # In another order each time, so that nobody always follows the same neighbour.
             for name in shuffled.sample(list(contestants), len(contestants)):
+                if units[name] > 1:  # the one before has left its own in the caches
+                    contestants[name](1)
                 measured[name].append(_timed(contestants[name], units[name], clock) / units[name])
     return {
         name: Series(np.array(times), first[name], units[name], sittings)
@@ -276,10 +282,13 @@ def ratio_of(one: Series, other: Series, *, confidence: float = CONFIDENCE, seed
 
 
 def difference(
-    one: Series, other: Series, *, confidence: float = CONFIDENCE, seed: int = 0
+    one: Series, other: Series | None, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Difference:
-    """Return the median of ``one - other``, round by round, and its interval: see `ratio`."""
-    apart = one.seconds - other.seconds
+    """Return the median of ``one - other``, round by round, and its interval: see `ratio`.
+
+    Without another, it is one's own time that is located.
+    """
+    apart = one.seconds if other is None else one.seconds - other.seconds
     return Difference(*_located(apart, one.sittings, confidence, seed), confidence)
 
 
@@ -313,11 +322,28 @@ def _timed(work: Work, units: int, clock: Clock) -> float:
     return clock() - start
 
 
+def _alike(units: Mapping[str, int]) -> dict[str, int]:
+    """Return the same number of units for contestants that take about the same time.
+
+    What a block's first unit pays for cold caches is shared among its units: one that has more of
+    them would seem faster.
+    """
+    found: dict[str, int] = {}
+    least = before = 0
+    for name, count in sorted(units.items(), key=lambda item: item[1]):
+        if count > _ALIKE * before:
+            least = count
+        found[name] = least
+        before = count
+    return {name: found[name] for name in units}
+
+
 def _block(work: Work, clock: Clock, target: float) -> int:
     """Return how many units make a block of `target` seconds."""
     units = 1
     while True:
-        seconds = max(_timed(work, units, clock), 1e-9)
+        # Of three, as a single one may be disturbed and blocks be too short ever after.
+        seconds = max(min(_timed(work, units, clock) for _ in range(3)), 1e-9)
         if seconds >= target / 2 or units >= 1 << 20:
             return max(1, int(units * min(target / seconds, 16)))
         units = int(units * min(16.0, max(2.0, target / seconds)))
