@@ -41,6 +41,13 @@ def report(found: Comparison) -> Iterator[str]:
         "deviation), which they include.",
         WIDTH,
     )
+    if found.other_moods:
+        yield from wrap(
+            f"Not compared: {found.other_moods} rows, for which the runs met the machine in other "
+            "moods (another clock, a neighbour on the core): run one of them again, or with more "
+            "--passes.",
+            WIDTH,
+        )
     for what, changes in (("kernels", found.kernels), ("rows", found.rows)):
         blind = sum(change.blind(found.threshold) for change in changes)
         if blind:
@@ -49,7 +56,7 @@ def report(found: Comparison) -> Iterator[str]:
                 "measure longer (--passes), with nothing else running.",
                 WIDTH,
             )
-    if not everything:
+    if not everything and not found.other_moods:
         yield "The runs have no timed row in common: nothing was compared."
     verdict = "passed" if found.passed else "FAILED"
     yield from wrap(f"{verdict}: {found.verdict}.", WIDTH)

@@ -1,17 +1,17 @@
 """Compares two runs: what is slower, how sure that is, and what the runs could not have seen.
 
-Two runs meet a machine in two moods. Each round also timed yardsticks that no change of
-fastneuron touches; how far a row goes along with them is fitted to the rounds of both runs, and the
-ratio of the runs is what is left between them. How much such ratios scatter where nothing changed,
-between processes, is read off all rows together, most of which did not change. Both go into the
-interval of a row. The rows of one kernel together make a narrower one, and that is judged too.
+Two runs meet a machine in two moods. Each round also timed yardsticks that no change of fastneuron
+touches, and rounds are compared with such rounds of the other run only in which the yardsticks tell
+of the same mood. How much the ratios scatter where nothing changed, between processes, is read off
+all rows together, most of which did not change. Both go into the interval of a row. The rows of one
+kernel together make a narrower one, and that is judged too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, sqrt
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -29,16 +29,13 @@ __all__ = ["Change", "Comparison", "compare"]
 SCATTER, COMMON = 0.02, 0.005
 #: Entries from which their scatter is measured rather than believed.
 _ENOUGH = 8
-#: How far a row goes along with each yardstick, before any round is seen: mean and deviation.
-_PULL, _PULL_SPREAD = 0.33, 0.5
-#: Rounds in which a yardstick took so many times what it takes at its best quarter are left out:
-#: the processor was shared. A busy neighbour on the other half of a core makes 1.4 of it.
-_DISTURBED = 1.7
-#: Tuning constant of Tukey's biweight: 95 % efficiency where the noise is normal.
-_BIWEIGHT = 4.685
-_TURNS = 10
-#: Rounds of a run that a fit needs.
-_FEWEST = 4
+#: Two rounds tell of the same mood where their yardsticks differ by no more than so much, in parts
+#: of their time: one from the other, and all together. A round's own noise is 0.03. A busy
+#: neighbour on the other half of a core makes 0.3 of the first; another clock changes the second.
+_LIKE_EACH, _LIKE_ALL = 0.05, 0.1
+#: Rounds of each run that must have their like in the other one, and from which weight on a pair
+#: is alike.
+_FEWEST, _ALIKE = 6, 0.1
 
 
 class Change(NamedTuple):
@@ -86,6 +83,8 @@ class Comparison:
         In what machine, versions and settings of the runs differ.
     scatter : float
         Deviation of a row's time between the runs that no round shows.
+    other_moods : int
+        Rows that could not be compared, since the runs met the machine in other moods.
     """
 
     threshold: float
@@ -96,6 +95,7 @@ class Comparison:
     come: tuple[Key, ...]
     differences: tuple[str, ...]
     scatter: float
+    other_moods: int
 
     @property
     def slower(self) -> list[Change]:
@@ -146,6 +146,7 @@ class Comparison:
             "verdict": self.verdict,
             "threshold": self.threshold,
             "scatter": self.scatter,
+            "other_moods": self.other_moods,
             "differences": list(self.differences),
             "kernels": [plain(change) for change in self.kernels],
             "rows": [plain(change) for change in self.rows],
@@ -165,8 +166,10 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
         Slow-down that is not let pass: 0.05 is 5 %.
     """
     before, after = ({row.key: row for row in run.rows if row.samples} for run in (old, new))
-    common = [key for key in before if key in after]
-    shifts = _levelled([_shift(before[key], after[key]) for key in common])
+    moved = {key: _shift(before[key], after[key]) for key in before if key in after}
+    known = {key: shift for key, shift in moved.items() if shift is not None}
+    common = list(known)
+    shifts = _levelled(list(known.values()))
     scatter = _scatter(shifts)
     kernels: dict[tuple[str, str], list[_Shift]] = {}
     for key, shift in zip(common, shifts, strict=True):
@@ -194,6 +197,7 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
         tuple(key for key in after if key not in before),
         tuple(_differences(old, new)),
         scatter,
+        len(moved) - len(known),
     )
 
 
@@ -207,59 +211,74 @@ class _Shift(NamedTuple):
         return _Shift(self.value, self.variance + scatter**2)
 
 
-def _shift(old: Row, new: Row) -> _Shift:
-    """Return how far a row moved between two runs, the yardsticks' share left out.
+def _shift(old: Row, new: Row) -> _Shift | None:
+    """Return how far a row moved between two runs, or None where they met in other moods.
 
-    A linear fit of log seconds: a level for each run, and a slope for each yardstick. Rounds far
-    off (an interrupt, a neighbour that came or went) lose their weight: Tukey's biweight.
+    The median of the logarithm of new over old, over all pairs of rounds (Hodges & Lehmann 1963,
+    Estimates of location based on rank tests), each weighted by how alike their moods are, and the
+    yardsticks' mean taken off.
     """
-    samples = [*old.samples, *new.samples]
-    t = np.log(np.concatenate([sample.seconds for sample in samples]))
-    pass_of = np.repeat(np.arange(len(samples)), [len(sample.seconds) for sample in samples])
-    yards = np.log(np.concatenate([np.transpose(sample.yardsticks) for sample in samples]))
-    calm = _calm(yards, pass_of >= len(old.samples))
-    t, pass_of, yards = t[calm], pass_of[calm], yards[calm]
-    is_new = (pass_of >= len(old.samples)).astype(float)
-    yards = yards - np.median(yards, axis=0)
-    design = np.column_stack([np.ones_like(t), is_new, yards])
-    prior = np.zeros((yards.shape[1], design.shape[1]))
-    prior[:, 2:] = np.eye(yards.shape[1])
-    # From the medians on, so that a far round does not lead the way.
-    level = np.median((t - _PULL * yards.sum(axis=1))[is_new == 0])
-    moved = np.median((t - _PULL * yards.sum(axis=1))[is_new == 1]) - level
-    fit = np.array([level, moved, *[_PULL] * yards.shape[1]])
-    for _ in range(_TURNS):
-        rest = t - design @ fit
-        scale = 1.4826 * float(np.median(np.abs(rest))) + 1e-4
-        weight = np.clip(1 - (rest / (_BIWEIGHT * scale)) ** 2, 0, None)
-        trust = scale / _PULL_SPREAD
-        left = np.concatenate([design * weight[:, None], prior * trust])
-        right = np.concatenate([t * weight, np.full(len(prior), trust * _PULL)])
-        fit = np.linalg.lstsq(left, right, rcond=None)[0]
-    rest = t - design @ fit
-    inverse = np.linalg.inv(left.T @ left)
-    used = max(1.0, float(np.sum(weight > 0)) - design.shape[1])
-    alone = float(inverse[1, 1] * np.sum((rest * weight) ** 2) / used)
-    # Rounds of a pass have much in common: how far the passes lie apart says how much.
-    between = sum(
-        _of_mean([np.median(rest[pass_of == i]) for i in np.unique(pass_of[is_new == side])])
-        for side in (0, 1)
-    )
-    return _Shift(float(fit[1]), max(alone, between))
+    sides = [_Rounds.of(old), _Rounds.of(new)]
+    apart = sides[1].yards[None] - sides[0].yards[:, None]  # (old, new, yardsticks)
+    clock = apart.mean(axis=2)
+    each = np.square(apart - clock[..., None]).sum(axis=2)
+    weight = np.exp(-each / (2 * _LIKE_EACH**2) - clock**2 / (2 * _LIKE_ALL**2))
+    if min(np.count_nonzero(weight.max(axis=axis) > _ALIKE) for axis in (0, 1)) < _FEWEST:
+        return None
+    moved = sides[1].seconds[None] - sides[0].seconds[:, None] - clock
+    value = _weighted_median(moved.ravel(), weight.ravel())
+    alone = between = 0.0
+    for axis, side in enumerate(sides):
+        # Each round against all its like in the other run.
+        shares = weight.sum(axis=1 - axis)
+        rests = (weight * (moved - value)).sum(axis=1 - axis) / np.maximum(shares, 1e-300)
+        alone += _spread(rests, shares) ** 2 / _effective(shares)
+        # Rounds of a pass have much in common: how far the passes lie apart says how much.
+        passes = np.unique(side.pass_of)
+        held = np.array([shares[side.pass_of == one].sum() for one in passes])
+        means = np.array(
+            [
+                _weighted_median(rests[side.pass_of == one], shares[side.pass_of == one])
+                for one in passes
+            ]
+        )
+        if _effective(held) > 1.5:
+            mean = float(means @ held / held.sum())
+            spread = float(held @ np.square(means - mean)) / held.sum()
+            between += spread / (_effective(held) - 1)
+    return _Shift(value, max(alone, between))
 
 
-def _of_mean(values: list[Any]) -> float:
-    """Return the variance of the mean of some values, as far as they tell."""
-    return float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
+class _Rounds(NamedTuple):
+    """Logarithms of the seconds (n,) and of the yardsticks (n, k) of all rounds, and their pass."""
+
+    seconds: NDArray[np.float64]
+    yards: NDArray[np.float64]
+    pass_of: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, row: Row) -> _Rounds:
+        return cls(
+            np.log(np.concatenate([sample.seconds for sample in row.samples])),
+            np.log(np.concatenate([np.transpose(sample.yardsticks) for sample in row.samples])),
+            np.repeat(np.arange(len(row.samples)), [len(s.seconds) for s in row.samples]),
+        )
 
 
-def _calm(yards: NDArray[np.float64], is_new: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which rounds (n,) had the processor for themselves; all, where too few had."""
-    limits = np.quantile(yards, 0.25, axis=0) + log(_DISTURBED)
-    calm: NDArray[np.bool_] = np.all(yards < limits, axis=1)
-    if min(np.count_nonzero(calm & is_new), np.count_nonzero(calm & ~is_new)) < _FEWEST:
-        return np.ones_like(calm)
-    return calm
+def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    order = np.argsort(values)
+    below = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(below, below[-1] / 2)])
+
+
+def _spread(rests: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
+    """Return a robust standard deviation of what is about 0."""
+    return 1.4826 * _weighted_median(np.abs(rests), weights)
+
+
+def _effective(weights: NDArray[np.float64]) -> float:
+    """Return how many equal weights tell as much."""
+    return float(weights.sum() ** 2 / np.square(weights).sum())
 
 
 def _levelled(shifts: list[_Shift]) -> list[_Shift]:
