@@ -1,7 +1,4 @@
-"""What this machine can do at most, measured: multiply-adds, and bytes to and from each memory.
-
-This is where a finer measurement of ceilings takes over: whoever has one makes a `Ceilings`.
-"""
+"""What this machine can do at most, measured: multiply-adds, and bytes to and from each memory."""
 
 from __future__ import annotations
 
@@ -12,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastneuron import backends
-from fastneuron.layers import Dense
-from fastneuron.spec import NetworkSpec
+from fastneuron.errors import BackendUnavailable
+from fastneuron.profiling import machine_ceilings
 
 __all__ = ["Ceilings", "measure"]
 
@@ -66,16 +62,23 @@ class Ceilings:
 
 
 def measure(threads: int = 1) -> Ceilings:
-    """Measure the ceilings of `threads` cores in some 0.3 s.
+    """Measure the ceilings of `threads` cores, in a second or two.
 
-    The peak is the better one of the BLAS's matrix product and of the pace that the compiled
-    engine measures of its own tiles, of one core, times `threads`.
+    By the compiled kernels of `fastneuron.profiling.ceilings`; where there are none, by the BLAS's
+    matrix product and NumPy's copies, which nothing else there exceeds.
     """
-    gflops = {dtype: max(_product(dtype), threads * _tiles(dtype)) for dtype in _DTYPES}
-    copies = [_copy(size) for size in _SETS]
-    # What fits a nearer memory is no slower there; NumPy's own start counts in the least copies.
-    best = [max(copies[i:]) for i in range(len(copies))]
-    return Ceilings(gflops, tuple(zip(_SETS, best, strict=True)), threads)
+    try:
+        found = machine_ceilings.ceilings(threads, dtypes=_DTYPES)
+    except BackendUnavailable:
+        copies = [_copy(size) for size in _SETS]
+        # What fits a nearer memory is no slower there; NumPy's own start counts in the least ones.
+        best = [max(copies[i:]) for i in range(len(copies))]
+        peaks = {dtype: _product(dtype) for dtype in _DTYPES}
+        return Ceilings(peaks, tuple(zip(_SETS, best, strict=True)), threads)
+    gflops = {dtype: rate / 1e9 for dtype, rate in found.flops.items()}
+    # A set is half of its level, which counts for all of it.
+    gbytes = [(2 * one.set_bytes, max(one.read, one.copy) / 1e9) for one in found.levels]
+    return Ceilings(gflops, tuple(gbytes), threads)
 
 
 _DTYPES = ("float32", "float64")
@@ -85,11 +88,6 @@ def _product(dtype: str) -> float:
     a = np.ones((_SIDE, _SIDE), dtype)
     out = np.empty_like(a)
     return 2 * _SIDE**3 / _best(lambda: np.matmul(a, a, out=out)) / 1e9
-
-
-def _tiles(dtype: str) -> float:
-    engine = backends.get(dtype=dtype).engine(NetworkSpec.chain([Dense(1, 1)], dtype))
-    return float(engine.plan().get("core_gflops", 0.0))
 
 
 def _copy(size: int) -> float:
