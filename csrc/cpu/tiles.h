@@ -122,7 +122,7 @@ static void tile_gradient(const TrainingStep *s, int64_t ticket)
         gradient(s, tile, out, bias_out, NOTHING_AHEAD, NULL, NULL, s->scratch);
     else
         row_gradient(s, tile, tile[AT_TILE_INPUTS] > 0 ? out : NULL, bias_out);
-    region(s, AT_TILE_SQUARES)[ticket] =
+    region(s, AT_TILE_SQUARES)[tile[AT_TILE_NUMBER]] =
         squares(out, tile[AT_TILE_INPUTS] * PANEL, bias_out, with_bias ? PANEL : 0);
 }
 

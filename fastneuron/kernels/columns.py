@@ -54,6 +54,8 @@ TILE_TRANSPOSED = 7
 # asks the caches for: those of one input panel have one share each.
 TILE_NEXT_A, TILE_SHARE, TILE_SHARES = 8, 9, 10
 TILE_KIND = 11  # that of its layer; of a normalisation a tile is one panel of weights and biases
+# Place among the squares of all tiles: a matter of shapes alone, as the order of visits is not.
+TILE_NUMBER = 12
 TILE_COLUMNS = 16
 
 # Entries of the head.

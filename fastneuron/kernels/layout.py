@@ -366,6 +366,7 @@ def tile_table(
             kind = at.BIAS_ALONE
         tiles = np.zeros((len(q), at.TILE_COLUMNS), np.int64)
         tiles[:, at.TILE_LAYER], tiles[:, at.TILE_KIND] = index, kind
+        tiles[:, at.TILE_NUMBER] = count + p * at.panels(outputs, lanes) + q
         tiles[:, at.TILE_OUTPUTS] = np.minimum(lanes, outputs - q * lanes)
         has_bias = (p == 0) & layer.trains_bias
         tiles[:, at.TILE_BIAS] = np.where(has_bias, row[at.BIAS] + q * lanes, -1)

@@ -167,8 +167,8 @@ def step(
             ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
                 break
-            total_at = head[at.TILE_SQUARES] + ticket
             tile = row(tiles, ticket)
+            total_at = head[at.TILE_SQUARES] + tile[at.TILE_NUMBER]
             mark(words, marks, marks_as.GRADIENT, tile[at.TILE_LAYER])
             tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch)
     if not meet(words, marks, n_threads):
