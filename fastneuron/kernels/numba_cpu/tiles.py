@@ -176,7 +176,7 @@ def transpose_tile(arena, head, tile):
 
 
 @inner
-def apply(arena, head, tile, slope, bias_slope, scalars, clip, descended, copied):
+def apply(arena, head, layers, tile, batch, slope, bias_slope, scalars, clip, descended, copied):
     """Update the parameters of one tile, and their transposed copy where `copied`.
 
     The gradients stand at `slope` and `bias_slope`; where `descended`, the weights are updated
@@ -204,6 +204,7 @@ def apply(arena, head, tile, slope, bias_slope, scalars, clip, descended, copied
         )
     if copied and is_dense and tile[at.TILE_LAYER] >= head[at.BACK_TO]:
         transpose_tile(arena, head, tile)
+    follow_batch(arena, layers, tile, batch)
 
 
 @glue
@@ -211,8 +212,8 @@ def tile_update(arena, head, layers, tile, batch, scalars, clip, copied):
     """Optimizer update of one tile whose gradient stands in the gradient region."""
     slope, bias_slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT], head[at.GRADIENT]
     bias_slope += tile[at.TILE_BIAS]
-    apply(arena, head, tile, slope, bias_slope, scalars, clip, False, copied)
-    follow_batch(arena, layers, tile, batch)
+    none = np.bool_(False)  # a literal would be a compilation of its own
+    apply(arena, head, layers, tile, batch, slope, bias_slope, scalars, clip, none, copied)
 
 
 @glue
@@ -260,7 +261,7 @@ def lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles):
 
 @glue
 def tile_step(
-    arena, head, layers, slim, tile, batch, scalars, scratch, x, coming, ticket, first_tiles
+    arena, head, layers, few, slim, tile, batch, scalars, scratch, x, coming, ticket, first_tiles
 ):
     """Gradient and update of one tile in one visit; the gradient never leaves the cache.
 
@@ -269,19 +270,17 @@ def tile_step(
     width = lanes(arena)
     bias_slope = scratch + width * width
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
-    if gradient_of_rows(arena, head, layers, slim, tile, batch, scratch, bias_out):
-        apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, False, True)
-        follow_batch(arena, layers, tile, batch)
-        return
-    ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
-    descends = head[at.UPDATE] == SGD_UPDATE and not is_turned(tile, batch)
-    parameters, rates = np.int64(-1), bias_slope + width
-    if descends:
-        parameters = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
-        arena[rates] = scalars[RATE]
-        arena[rates + 1] = scalars[L2]
-    gradient(arena, head, tile, batch, scratch, bias_out, ahead, parameters, rates, bias_slope)
-    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, descends, True)
+    descends = False
+    if not gradient_of_rows(arena, head, layers, slim, tile, batch, scratch, bias_out):
+        ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
+        descends = head[at.UPDATE] == SGD_UPDATE and not is_turned(tile, batch)
+        parameters, rates = np.int64(-1), bias_slope + width
+        if descends:
+            parameters = head[at.PARAMETERS] + tile[at.TILE_WEIGHT]
+            arena[rates] = scalars[RATE]
+            arena[rates + 1] = scalars[L2]
+        gradient(arena, head, tile, batch, scratch, bias_out, ahead, parameters, rates, bias_slope)
+    apply(arena, head, layers, tile, batch, scratch, bias_slope, scalars, 1.0, descends, not few)
 
 
 @inner

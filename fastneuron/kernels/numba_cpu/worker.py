@@ -133,7 +133,7 @@ def step(
             words[STATUS] = _LOSS_NOT_FINITE
     # All threads read the same words, and find the same.
     if one_visit and certainly_finite(arena, head, layers, batch, stages & WITH_LOSS, n_threads):
-        first_tiles = first_tile(head, layers, 1)
+        first_tiles = first_tile(head, layers, np.int64(1))
         while True:
             ticket = draw(words, tid, n_threads, head[at.N_TILES])
             if ticket >= head[at.N_TILES]:
@@ -147,6 +147,7 @@ def step(
                 arena,
                 head,
                 layers,
+                few,
                 slim,
                 tile,
                 batch,
