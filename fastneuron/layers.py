@@ -29,8 +29,9 @@ TRAINED: dict[Any, tuple[bool, bool]] = {
     "weight": (True, False),
     "bias": (False, True),
 }
-# Below float32's smallest normal number epsilon would turn to 0 there, and 0 / 0 follow.
-_LEAST_EPSILON = 2.0**-126
+# Below float32's smallest normal number epsilon would turn to 0 there, and 0 / 0 follow; far above
+# any variance it is a typing error.
+_LEAST_EPSILON, _MOST_EPSILON = 2.0**-126, 1e10
 
 Self = TypeVar("Self", bound="Layer")
 
@@ -245,7 +246,8 @@ class _Norm(_Elementwise):
         self._check_bias()
         self._check_trainable()
         ACTIVATIONS[self.activation]
-        self._set("epsilon", checked_number(self._name, "epsilon", self.epsilon, _LEAST_EPSILON))
+        ends = _LEAST_EPSILON, _MOST_EPSILON
+        self._set("epsilon", checked_number(self._name, "epsilon", self.epsilon, *ends))
 
 
 @dataclass(frozen=True, repr=False)
@@ -265,7 +267,7 @@ class BatchNorm(_Norm):
     momentum : float
         Within [0, 1]: how much of the running statistics each step replaces by the batch's.
     epsilon : float
-        Above 0 (at least 2**-126): added to the variance.
+        Above 0 (2**-126 to 1e10): added to the variance.
     bias : bool
         False leaves beta out.
     trainable : bool, "weight" or "bias"
@@ -320,7 +322,7 @@ class LayerNorm(_Norm):
     activation : str
         A name of `fastneuron.activations.ACTIVATIONS`, applied after the normalisation.
     epsilon : float
-        Above 0 (at least 2**-126): added to the variance.
+        Above 0 (2**-126 to 1e10): added to the variance.
     bias : bool
         False leaves beta out.
     trainable : bool, "weight" or "bias"

@@ -29,7 +29,7 @@ from fastneuron.threads import requested_threads
 __all__ = ["PASSES", "choose", "run", "yardsticks"]
 
 #: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
-PASSES, ROUNDS, SECONDS = (4, 6), (10, 10), (0.2, 0.1)
+PASSES, ROUNDS, SECONDS = (4, 6), (10, 10), (0.5, 0.25)
 #: How `interleaved` names the yardsticks.
 _YARD = "yardstick {}".format
 
