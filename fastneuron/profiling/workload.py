@@ -188,7 +188,7 @@ def _enlivened(
 
     The moments of a dead ReLU's weights fade to subnormal numbers and stay there, which some
     processors are slow at: whether a network happened to have one would then count as its bias's
-    cost (measured: 2 to 5 % of a step of 20-64-64-2).
+    cost (measured on Zen 5: two such neurons of 130 make a step of 20-64-64-2 16 % slower).
     """
     inputs = [x.astype(np.float64)] * 2
     for layer, (weight, bias) in zip(spec.layers, parameters, strict=True):
