@@ -192,9 +192,10 @@ def kept_of(layer, tile):
 @inner
 def follow_batch(arena, layers, tile, batch):
     """After its update, let a batch normalisation's tile move its running statistics."""
-    if tile[at.TILE_KIND] == at.BATCH_NORM and batch >= 2:
-        layer = row(layers, tile[at.TILE_LAYER])
-        kept, step = kept_of(layer, tile), panel_width(arena, layer)
-        running = layer[at.RUNNING] + kept - layer[at.KEPT]
-        wider = arena.dtype.type(batch / (batch - 1.0))
-        move_statistics(arena, running, step, kept, step, layer[at.NUMBERS], wider)
+    if batch < 2:
+        return
+    layer = row(layers, tile[at.TILE_LAYER])
+    kept, step = kept_of(layer, tile), panel_width(arena, layer)
+    running = layer[at.RUNNING] + kept - layer[at.KEPT]
+    wider = arena.dtype.type(batch / (batch - 1.0))
+    move_statistics(arena, running, step, kept, step, layer[at.NUMBERS], wider)

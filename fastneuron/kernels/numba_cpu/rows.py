@@ -86,7 +86,7 @@ def layer_forward(arena, head, layer, first_panel, end_panel, a, pre, out, strid
                 ahead_step,
             )
             q += count
-            if last:
+            if last and (pre != out or code not in (IDENTITY, RELU)):
                 for place in range(here, q * stride, stride):
                     activate_rest(arena, code, pre + place, out + place, n_rows * width, most)
         k += depth
@@ -159,7 +159,7 @@ def layer_backward(
                 ahead_step,
             )
             p += count
-            if last:
+            if last and code not in (IDENTITY, RELU):
                 for place in range(here, p * stride + offset, stride):
                     target = layer[at.IN_DELTA] + place
                     gate_rest(arena, code, target, saved + place, n_rows * width, most)

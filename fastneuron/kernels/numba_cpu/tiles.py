@@ -140,16 +140,19 @@ def coming_piece(arena, x, coming, piece, pieces, size):
 
 
 @inner
-def gradient_of_rows(arena, head, layers, slim, tile, batch, out, bias_out):
-    """Gradient of a tile that is no product of panels; return whether it is one."""
+def is_product(layers, slim, tile):
+    """Whether a tile's gradient is a product of panels."""
+    return tile[at.TILE_KIND] == at.DENSE and not (slim and layers[tile[at.TILE_LAYER], at.SLIM])
+
+
+@inner
+def other_gradient(arena, head, layers, slim, tile, batch, out, bias_out):
+    """Gradient of a tile that is no product of panels."""
     layer = row(layers, tile[at.TILE_LAYER])
     if slim and layer[at.SLIM]:
         slim_gradient(arena, head, layer, tile[at.TILE_INPUTS], batch, out, bias_out)
-    elif tile[at.TILE_KIND] != at.DENSE:
-        vector_gradient(arena, head, layer, tile, batch, out, bias_out)
     else:
-        return False
-    return True
+        vector_gradient(arena, head, layer, tile, batch, out, bias_out)
 
 
 @glue
@@ -159,10 +162,12 @@ def tile_gradient(arena, head, layers, slim, tile, batch, total_at, scratch):
     out = head[at.GRADIENT] + tile[at.TILE_WEIGHT]
     bias_out = head[at.GRADIENT] + tile[at.TILE_BIAS] if tile[at.TILE_BIAS] >= 0 else -1
     none = np.int64(-1)
-    if not gradient_of_rows(arena, head, layers, slim, tile, batch, out, bias_out):
+    if is_product(layers, slim, tile):
         zero = np.int64(0)  # not `NOTHING_AHEAD`: literals would be a compilation of their own
         nothing = (zero, zero, zero, zero, zero, zero, zero)
         gradient(arena, head, tile, batch, out, bias_out, nothing, none, none, scratch)
+    else:
+        other_gradient(arena, head, layers, slim, tile, batch, out, bias_out)
     biases = width if bias_out >= 0 else 0
     arena[total_at] = squares(arena, out, tile[at.TILE_INPUTS] * width, bias_out, biases)
 
@@ -176,7 +181,7 @@ def transpose_tile(arena, head, tile):
 
 
 @inner
-def apply(arena, head, layers, tile, batch, slope, bias_slope, scalars, clip, descended, copied):
+def apply(arena, head, tile, slope, bias_slope, scalars, clip, descended, copied):
     """Update the parameters of one tile, and their transposed copy where `copied`.
 
     The gradients stand at `slope` and `bias_slope`; where `descended`, the weights are updated
@@ -204,7 +209,6 @@ def apply(arena, head, layers, tile, batch, slope, bias_slope, scalars, clip, de
         )
     if copied and is_dense and tile[at.TILE_LAYER] >= head[at.BACK_TO]:
         transpose_tile(arena, head, tile)
-    follow_batch(arena, layers, tile, batch)
 
 
 @glue
@@ -213,7 +217,9 @@ def tile_update(arena, head, layers, tile, batch, scalars, clip, copied):
     slope, bias_slope = head[at.GRADIENT] + tile[at.TILE_WEIGHT], head[at.GRADIENT]
     bias_slope += tile[at.TILE_BIAS]
     none = np.bool_(False)  # a literal would be a compilation of its own
-    apply(arena, head, layers, tile, batch, slope, bias_slope, scalars, clip, none, copied)
+    apply(arena, head, tile, slope, bias_slope, scalars, clip, none, copied)
+    if tile[at.TILE_KIND] == at.BATCH_NORM:
+        follow_batch(arena, layers, tile, batch)
 
 
 @glue
@@ -271,7 +277,7 @@ def tile_step(
     bias_slope = scratch + width * width
     bias_out = bias_slope if tile[at.TILE_BIAS] >= 0 else -1
     descends = False
-    if not gradient_of_rows(arena, head, layers, slim, tile, batch, scratch, bias_out):
+    if is_product(layers, slim, tile):
         ahead = lines_ahead(arena, head, tile, batch, x, coming, ticket, first_tiles)
         descends = head[at.UPDATE] == SGD_UPDATE and not is_turned(tile, batch)
         parameters, rates = np.int64(-1), bias_slope + width
@@ -280,7 +286,11 @@ def tile_step(
             arena[rates] = scalars[RATE]
             arena[rates + 1] = scalars[L2]
         gradient(arena, head, tile, batch, scratch, bias_out, ahead, parameters, rates, bias_slope)
-    apply(arena, head, layers, tile, batch, scratch, bias_slope, scalars, 1.0, descends, not few)
+    else:
+        other_gradient(arena, head, layers, slim, tile, batch, scratch, bias_out)
+    apply(arena, head, tile, scratch, bias_slope, scalars, 1.0, descends, not few)
+    if tile[at.TILE_KIND] == at.BATCH_NORM:
+        follow_batch(arena, layers, tile, batch)
 
 
 @inner
