@@ -80,6 +80,7 @@ def _uses(backend: backends.Backend, dtypes: Sequence[str]) -> Iterator[None]:
         for engine in _engines(backend, dtype):
             yield from _use(engine)
         yield from _use_slots(backend, dtype)
+        yield from _use_ceilings(backend, dtype)
 
 
 def _engines(backend: backends.Backend, dtype: str) -> Iterator[Engine]:
@@ -138,3 +139,18 @@ def _use_slots(backend: backends.Backend, dtype: str) -> Iterator[None]:
         moments = tuple(np.zeros_like(b) for _ in range(optimizer.n_moments))
         slots[optimizer.slot](b.copy(), b, moments, scalars, 1.0)
         yield
+
+
+def _use_ceilings(backend: backends.Backend, dtype: str) -> Iterator[None]:
+    """Measure next to nothing with each of the kernels that profiles measure ceilings with."""
+    kernels = backend.ceilings
+    if kernels is None:
+        return
+    registers = np.ones(12 * kernels.lane_count(dtype), dtype)
+    kernels.multiply_adds(registers, 1)
+    yield
+    few = registers[: 4 * kernels.lane_count(dtype)]
+    kernels.read_all(few, 1, registers)
+    yield
+    kernels.copy_all(few, np.empty_like(few), 1)
+    yield
