@@ -95,6 +95,8 @@ class Roofline:
         from fastneuron.plots import COLOURS, INK, dress, sheet
 
         figure, grid = sheet((8.0, 5.0), 1, 1)
+        from matplotlib.ticker import LogLocator  # there is matplotlib: sheet would have raised
+
         axes = grid[0][0]
         dtype, machine = self.step.dtype, self.machine
         peak = machine.flops[dtype] / 1e9
@@ -128,6 +130,7 @@ class Roofline:
         axes.set_xscale("log")
         axes.set_yscale("log")
         for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
         title = f"{self.step.network}, batch {self.step.batch_size}: {peak:.0f} GFLOP/s at most"
