@@ -14,19 +14,25 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from fastneuron.arguments import (
+    ACTIVATIONS,
+    BACKENDS,
+    DTYPES,
+    OPTIMIZERS,
+    count,
+    dtypes,
+    positive,
+    share,
+    whole,
+    widths,
+)
 from fastneuron.bench.arguments import add_parser as add_bench
 from fastneuron.errors import FastneuronError
 from fastneuron.profiling.arguments import add_parser as add_profile
 
 # Repeated from the tables, which need numpy; a test holds them equal.
-ACTIVATIONS = (
-    "identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh",
-)  # fmt: skip
 BIAS_INITIALIZERS = ("zeros", "uniform", "normal", "class_prior")
 NORMS = ("none", "batch", "layer")
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
-DTYPES = ("float32", "float64")
 DEMO_EPOCHS = 40
 TOPICS = (
     "threshold", "hyperplane", "zeros", "line", "intercept", "gradient", "ones", "saturation",
@@ -149,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     network = train.add_argument_group("network")
     network.add_argument(
-        "--hidden", type=_widths, default=(128, 64), metavar="WIDTHS",
+        "--hidden", type=widths, default=(128, 64), metavar="WIDTHS",
         help="widths of the hidden layers, or none (128,64)",
     )  # fmt: skip
     network.add_argument(
@@ -161,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"normalisation of the hidden layers (%(default)s): {', '.join(NORMS)}",
     )  # fmt: skip
     network.add_argument(
-        "--dropout", type=_share, default=0.0, metavar="SHARE",
+        "--dropout", type=share, default=0.0, metavar="SHARE",
         help="share of the hidden layers' numbers that each step drops (%(default)s)",
     )  # fmt: skip
     network.add_argument(
@@ -180,25 +186,25 @@ def _parser() -> argparse.ArgumentParser:
         help=f"(%(default)s): {', '.join(OPTIMIZERS)}",
     )  # fmt: skip
     training.add_argument(
-        "--learning-rate", type=_positive, metavar="RATE", help="(the optimizer's own)"
+        "--learning-rate", type=positive, metavar="RATE", help="(the optimizer's own)"
     )
     training.add_argument(
-        "--epochs", type=_count, default=100, metavar="N", help="passes over the rows (%(default)s)"
+        "--epochs", type=count, default=100, metavar="N", help="passes over the rows (%(default)s)"
     )
     training.add_argument(
-        "--batch-size", type=_count, default=32, metavar="N", help="rows a step (%(default)s)"
+        "--batch-size", type=count, default=32, metavar="N", help="rows a step (%(default)s)"
     )
     training.add_argument(
-        "--validation", type=_share, default=0.2, metavar="SHARE",
+        "--validation", type=share, default=0.2, metavar="SHARE",
         help="share of the rows held out to watch (%(default)s; 0 for none)",
     )  # fmt: skip
     training.add_argument(
-        "--early-stopping", type=_whole, default=10, metavar="EPOCHS",
+        "--early-stopping", type=whole, default=10, metavar="EPOCHS",
         help="stop when the validation loss has not improved for so many epochs, and keep the best "
         "(%(default)s; 0 for never)",
     )  # fmt: skip
     training.add_argument(
-        "--seed", type=_whole, default=0, metavar="N", help="same seed, same bits (%(default)s)"
+        "--seed", type=whole, default=0, metavar="N", help="same seed, same bits (%(default)s)"
     )
     _add_machine(training)
     output = train.add_argument_group("output")
@@ -234,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     warmup.set_defaults(verb=_warm_up)
     warmup.add_argument(
-        "--dtype", type=_dtypes, default=DTYPES, metavar="NAMES",
+        "--dtype", type=dtypes, default=DTYPES, metavar="NAMES",
         help=f"which of {', '.join(DTYPES)} ({','.join(DTYPES)})",
     )  # fmt: skip
     _add_backend(warmup)
@@ -248,9 +254,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(verb=_demo)
     demo.add_argument(
-        "--epochs", type=_count, default=DEMO_EPOCHS, metavar="N", help="(%(default)s)"
+        "--epochs", type=count, default=DEMO_EPOCHS, metavar="N", help="(%(default)s)"
     )
-    demo.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
+    demo.add_argument("--seed", type=whole, default=0, metavar="N", help="(%(default)s)")
     _add_machine(demo)
 
     add_profile(verbs)
@@ -287,7 +293,7 @@ def _add_backend(parser: argparse._ActionsContainer) -> None:
 def _add_machine(parser: argparse._ActionsContainer) -> None:
     _add_backend(parser)
     parser.add_argument(
-        "--threads", type=_count, metavar="N", help="(as fits the network); never changes a result"
+        "--threads", type=count, metavar="N", help="(as fits the network); never changes a result"
     )
 
 
@@ -299,49 +305,3 @@ class _Version(argparse.Action):
 
         print(fastneuron.__version__)
         parser.exit()
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value <= 1e10:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
-    return value
-
-
-def _dtypes(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
-    wrong = [name for name in names if name not in DTYPES]
-    if wrong:
-        raise argparse.ArgumentTypeError(f"{wrong[0]!r} is not one of {', '.join(DTYPES)}")
-    return names
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    if text.strip().lower() in ("", "none"):
-        return ()
-    return tuple(_count(part.strip()) for part in text.split(","))

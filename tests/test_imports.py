@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "fastneuron"
 
 #: The rooms of each floor, from the ground up; rooms of one floor do not see each other.
 HOUSE = (
-    ("errors", "places", "interrupts", "plans"),
+    ("errors", "places", "interrupts", "plans", "arguments"),
     ("registry", "order"),
     ("descriptions", "threads", "arrays", "activations", "losses", "initializers"),
     ("schedules", "layers"),

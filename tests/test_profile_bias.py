@@ -409,7 +409,7 @@ def test_the_command(
 ) -> None:
     """For real, but short."""
     pytest.importorskip("matplotlib")
-    for variable in arguments._BLAS:
+    for variable in arguments.BLAS_THREADS:
         monkeypatch.setenv(variable, "1")
     files = [tmp_path / "found.json", tmp_path / "found.png"]
     given = ["--layers", "6,8,3", "--batch", "8", "--backend", "numpy", "--seconds", "0.3"]
@@ -455,7 +455,7 @@ def test_wrong_usage(given: list[str], capsys: pytest.CaptureFixture[str]) -> No
 def test_failures_are_one_line(
     given: list[str], want: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in arguments._BLAS:
+    for variable in arguments.BLAS_THREADS:
         monkeypatch.setenv(variable, "1")
     assert main(["profile", "bias", *given]) == 1
     captured = capsys.readouterr()

@@ -7,6 +7,8 @@ import json
 import os
 from typing import Any
 
+from fastneuron.arguments import BLAS_THREADS, DTYPES, count, seconds
+
 __all__ = ["add_parser"]
 
 # Repeated from the tables, which need numpy; a test holds them equal.
@@ -20,10 +22,6 @@ SUITES = {
     "peers": "other libraries (not here: says where)",
 }
 BACKENDS = ("numpy", "numba", "cython")
-DTYPES = ("float32", "float64")
-#: Variables that tell a BLAS its threads, before NumPy loads it.
-_BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
-         "VECLIB_MAXIMUM_THREADS")  # fmt: skip
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -83,13 +81,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="of engines and BLAS (1), or auto: as the engines choose",
     )  # fmt: skip
     parser.add_argument(
-        "--passes", type=_count, metavar="N",
+        "--passes", type=count, metavar="N",
         help="times that each workload is measured (4, quick 6)",
     )  # fmt: skip
     # How the command starts the process of a pass.
     parser.add_argument("--one-pass", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--seconds", type=_seconds, metavar="N", help="begin no workload after so long (no limit)"
+        "--seconds", type=seconds, metavar="N", help="begin no workload after so long (no limit)"
     )
     parser.add_argument("--json", metavar="FILE", help="write the run, for `bench compare`")
     parser.add_argument("--csv", metavar="FILE", help="write a line a row")
@@ -103,7 +101,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> None:
     if options.threads:
         # Before NumPy is imported, which loads its BLAS.
-        for name in (*_BLAS, "FASTNEURON_NUM_THREADS"):
+        for name in (*BLAS_THREADS, "FASTNEURON_NUM_THREADS"):
             os.environ[name] = str(options.threads)
     from fastneuron.bench import command
 
@@ -132,23 +130,7 @@ def _result(path: str) -> tuple[str, Any]:
 
 
 def _threads(text: str) -> int | None:
-    return None if text == "auto" else _count(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 10000")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
+    return None if text == "auto" else count(text)
 
 
 def _share(text: str) -> float:

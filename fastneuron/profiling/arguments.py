@@ -6,20 +6,22 @@ import argparse
 import os
 from typing import Any
 
+from fastneuron.arguments import (
+    ACTIVATIONS,
+    BACKENDS,
+    BLAS_THREADS,
+    DTYPES,
+    LOSSES,
+    OPTIMIZERS,
+    count,
+    seconds,
+    share,
+    whole,
+)
+
 __all__ = ["add_parser"]
 
-# Repeated from the tables, which need numpy; a test holds them equal.
-ACTIVATIONS = (
-    "identity", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh",
-)  # fmt: skip
-LOSSES = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "poisson")
-OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
-BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
-DTYPES = ("float32", "float64")
 AXES = ("width", "batch", "depth", "threads", "dtype", "backend")
-#: Variables that tell a BLAS its threads, before NumPy loads it.
-_BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
-         "VECLIB_MAXIMUM_THREADS")  # fmt: skip
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,10 +51,10 @@ def _add_bias(kinds: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bias.set_defaults(verb=_bias)
     _, machine = _add_setting(bias)
     machine.add_argument(
-        "--seconds", type=_seconds, metavar="S",
+        "--seconds", type=seconds, metavar="S",
         help="for timing, all of it (30; a sweep 120); comparing with the reference comes on top",
     )  # fmt: skip
-    machine.add_argument("--seed", type=_whole, default=0, metavar="N", help="(%(default)s)")
+    machine.add_argument("--seed", type=whole, default=0, metavar="N", help="(%(default)s)")
     bias.add_argument(
         "--sweep", type=_axis, action="append", default=[], metavar="AXIS=VALUES",
         help=f"profile every combination: {', '.join(AXES)}; such as width=64,256 (may be "
@@ -91,11 +93,11 @@ def _add_layers_between(parser: argparse.ArgumentParser) -> None:
         "--norm", choices=("batch", "layer"), help="normalise after each hidden layer"
     )
     network.add_argument(
-        "--dropout", type=_share, default=0.0, metavar="RATE",
+        "--dropout", type=share, default=0.0, metavar="RATE",
         help="drop this share after each hidden layer (%(default)s)",
     )  # fmt: skip
     machine.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="for timing (%(default)s)"
+        "--seconds", type=seconds, default=2.0, metavar="S", help="for timing (%(default)s)"
     )
     _add_output(parser)
 
@@ -108,7 +110,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
         help="widths from the input to the output (784,512,512,10)",
     )  # fmt: skip
     network.add_argument(
-        "--batch", type=_count, default=256, metavar="N", help="rows a step (%(default)s)"
+        "--batch", type=count, default=256, metavar="N", help="rows a step (%(default)s)"
     )
     _add_choice(network, "--activation", ACTIVATIONS, "relu", "of the hidden layers")
     _add_choice(network, "--loss", LOSSES, "cross_entropy", "")
@@ -117,7 +119,7 @@ def _add_setting(parser: argparse.ArgumentParser) -> tuple[Any, Any]:
     machine = parser.add_argument_group("machine")
     _add_choice(machine, "--backend", BACKENDS, "auto", "what computes")
     machine.add_argument(
-        "--threads", type=_count, default=1, metavar="N", help="of the engine (%(default)s)"
+        "--threads", type=count, default=1, metavar="N", help="of the engine (%(default)s)"
     )
     return network, machine
 
@@ -135,7 +137,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _bias(options: argparse.Namespace) -> None:
     threads = [options.threads, *dict(options.sweep).get("threads", ())]
-    for variable in _BLAS:
+    for variable in BLAS_THREADS:
         os.environ.setdefault(variable, str(max(threads)))
     from fastneuron.profiling.command import profile_bias
 
@@ -176,36 +178,4 @@ def _axis(text: str) -> tuple[str, tuple[Any, ...]]:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_count(part.strip()) for part in text.split(","))
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 18:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to below 1")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
+    return tuple(count(part.strip()) for part in text.split(","))
