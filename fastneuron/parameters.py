@@ -143,8 +143,10 @@ class ParameterStore:
         with self.lock:
             layers = list(self.spec.layers)
             if not layers[layer].has_parameters:
+                if isinstance(trainable, (bool, np.bool_)):
+                    return  # so that a loop over all layers freezes a network
                 name = type(layers[layer]).__name__
-                raise SpecError(f"layers[{layer}]: a {name} layer has nothing to train")
+                raise SpecError(f"layers[{layer}]: a {name} layer has neither weight nor bias")
             layers[layer] = replace(layers[layer], trainable=trainable)  # type: ignore[type-var]
             self.spec = replace(self.spec, layers=tuple(layers))
 

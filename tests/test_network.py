@@ -384,6 +384,17 @@ def test_parts_are_frozen_and_thawed_at_any_time(tmp_path: Any) -> None:
     np.testing.assert_array_equal(net.layers[0].weight, fn.load(tmp_path / "m").layers[0].weight)
 
 
+def test_a_loop_freezes_a_whole_network(blocked: backends.Backend) -> None:
+    net = fn.mlp([3, 4, 1], norm="batch", dropout=0.5, seed=0)
+    for layer in net.layers:
+        layer.trainable = False
+    before = repr((net.parameters.pull(), net.parameters.pull_statistics()))
+    for backend in ("numpy", blocked):
+        losses = fn.Trainer(net, "mse", backend=backend).run(np.eye(3), np.ones(3), epochs=2)
+        assert np.isfinite(losses).all()
+    assert repr((net.parameters.pull(), net.parameters.pull_statistics())) == before
+
+
 def test_a_frozen_batch_norm_keeps_its_statistics() -> None:
     net = fn.mlp([3, 4, 1], norm="batch", seed=0)
     fn.Trainer(net, "mse", backend="numpy").step(np.eye(3), np.ones(3))
@@ -409,7 +420,7 @@ def test_what_cannot_be_trained_is_refused_and_nothing_changes() -> None:
         (0, "weights", "trainable must be True, False, 'weight' or 'bias', got 'weights'"),
         (0, None, "trainable must be"),
         (0, 1.0, "trainable must be"),
-        (1, True, r"layers\[1\]: a Dropout layer has nothing to train"),
+        (1, "weight", r"layers\[1\]: a Dropout layer has neither weight nor bias"),
     ]:
         with pytest.raises(fn.SpecError, match=message):
             net.layers[layer].trainable = value  # type: ignore[assignment]
