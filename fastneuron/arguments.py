@@ -75,11 +75,11 @@ def widths(text: str) -> tuple[int, ...]:
 
 
 def seconds(text: str) -> float:
-    """Return a number of seconds above 0."""
+    """Return a number of seconds above 0, which may be inf."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0.0 < value <= 1e6:
+    if not value > 0.0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return value
