@@ -13,7 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.descriptions import checked_number
+from fastneuron.descriptions import checked_number, to_description
 from fastneuron.errors import SpecError
 from fastneuron.initializers import BIAS_INITIALIZERS, WEIGHT_INITIALIZERS
 from fastneuron.registry import Registry
@@ -388,6 +388,11 @@ class Dropout(_Elementwise):
         rate = checked_number("Dropout", "rate", self.rate, 0, 1, open_high=True)
         self._set("rate", rate)
 
+    @property
+    def dropped(self) -> int:
+        """A random number of 32 bits below this drops its element."""
+        return int(self.rate * 2**32)
+
 
 #: Layer kinds by the name that model files use.
 LAYERS: Registry[type[Layer]] = Registry("layer kind")
@@ -397,10 +402,10 @@ for _layer in (Dense, BatchNorm, LayerNorm, Dropout):
 
 def to_json(layer: Layer) -> dict[str, Any]:
     """Return a closed JSON description of a layer; `trainable` is told where it is not True."""
-    named = {f.name: getattr(layer, f.name) for f in fields(layer)}  # type: ignore[arg-type]
+    named = to_description(layer, layer.kind)
     if named.get("trainable") is True:
         del named["trainable"]
-    return {"kind": layer.kind, **named}
+    return named
 
 
 def from_json(description: Any, index: int) -> Layer:

@@ -256,21 +256,10 @@ class BlockedEngine(Engine):
         losses: NDArray[np.float64],
     ) -> Outcome:
         with self._turn:
-            return self._run(x, y, weight, order, bounds, scalars, losses)
+            return self._run((x, y, weight, order, bounds, scalars, losses))
 
-    def run_marked(
-        self,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        order: NDArray[np.int64],
-        bounds: NDArray[np.int64],
-        scalars: NDArray[np.float64],
-        losses: NDArray[np.float64],
-        *,
-        room: int,
-    ) -> tuple[Outcome, list[NDArray[np.int64]]]:
-        """Do what `run` does, and return each thread's marks of time too.
+    def run_marked(self, *batches: Any, room: int) -> tuple[Outcome, list[NDArray[np.int64]]]:
+        """Do what `run` does with the same arguments, and return each thread's marks of time too.
 
         Parameters
         ----------
@@ -287,28 +276,18 @@ class BlockedEngine(Engine):
             usual = self._words
             self._words = np.zeros(marks.words(self._max_threads, room), np.int64)
             try:
-                given = (x, y, weight, order, bounds, scalars, losses)
-                outcome = self._run(*given, room=room)
-                return outcome, marks.read(self._words, self._max_threads)
+                return self._run(batches, room), marks.read(self._words, self._max_threads)
             finally:
                 self._words = usual
 
-    def _run(
-        self,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        order: NDArray[np.int64],
-        bounds: NDArray[np.int64],
-        scalars: NDArray[np.float64],
-        losses: NDArray[np.float64],
-        room: int = 0,
-    ) -> Outcome:
+    def _run(self, batches: tuple[Any, ...], room: int = 0) -> Outcome:
+        x, y, weight, order, bounds, scalars, losses = batches
         rows = int(np.diff(bounds).max()) if len(bounds) > 2 else int(bounds[1] - bounds[0])
         self._grow(rows)
         self._kept = 0
-        given = (x, y, weight, order, bounds, scalars, losses)
-        return self._train_call(_WHOLE_STEP, *given, rows, room)
+        return self._train_call(
+            _WHOLE_STEP, x, y, weight, order, bounds, scalars, losses, rows, room
+        )
 
     def _whole_batch(
         self, stage: int, x: Array, y: Array, weight: Array | None, scalars: Any

@@ -46,6 +46,15 @@ SLOTS = (
 )
 
 
+def clear_untrained(spec: NetworkSpec, gradients: Parameters) -> None:
+    """Set the gradients of what is not trained to zero."""
+    for layer, (weight, bias) in zip(spec.layers, gradients, strict=True):
+        if not layer.trains_weight:
+            weight[...] = 0
+        if bias is not None and not layer.trains_bias:
+            bias[...] = 0
+
+
 class Ceilings(NamedTuple):
     """Kernels that show what one core can do at most; each does its work `turns` times.
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels import columns as at
-from fastneuron.kernels.contract import Array, Parameters, Statistics
+from fastneuron.kernels.contract import Array, Parameters, Statistics, clear_untrained
 from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
 from fastneuron.spec import NetworkSpec
 
@@ -111,7 +111,7 @@ class Layout:
             row[at.BIAS] = offset if layer.bias else -1
             offset += width if layer.bias else 0
             if isinstance(layer, Dropout):
-                row[at.DROPPED] = int(layer.rate * 2**32)
+                row[at.DROPPED] = layer.dropped
         n_parameters = offset
 
         place = _Allocator(lanes)
@@ -232,11 +232,7 @@ class Layout:
         """Return fresh copies of the gradient; that of what is not trained is zero."""
         region = arena[self.head[at.GRADIENT] :][: self.n_parameters]
         gradient = self.unpack(region)
-        for layer, (weight, bias) in zip(self.spec.layers, gradient, strict=True):
-            if not layer.trains_weight:
-                weight[...] = 0
-            if bias is not None and not layer.trains_bias:
-                bias[...] = 0
+        clear_untrained(self.spec, gradient)
         return gradient
 
     def write_numbers(self, arena: Array) -> None:

@@ -6,13 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastneuron import plots
 from fastneuron.errors import FastneuronError
+from fastneuron.files import write_atomically
 from fastneuron.profiling.bias_profile import BiasProfile, bias
 from fastneuron.profiling.bias_sweeps import BiasSweep, bias_sweep
 
-__all__ = ["check_writable", "profile_bias"]
+__all__ = ["check_writable", "profile_bias", "write_json"]
 
 #: Seconds of timing where none are asked for: of one profile, and of a sweep.
 SECONDS, SWEEP_SECONDS = 30.0, 120.0
@@ -51,7 +53,7 @@ def profile_bias(options: argparse.Namespace) -> None:
     if not options.quiet:
         print(found)
     if options.json:
-        Path(options.json).write_text(json.dumps(found.to_json(), indent=2) + "\n", "utf-8")
+        write_json(options.json, found.to_json())
     if options.plot:
         found.figure().savefig(options.plot)
 
@@ -59,6 +61,11 @@ def profile_bias(options: argparse.Namespace) -> None:
 def _say(line: str) -> None:
     """Tell how far it has come: on stderr, since stdout is for the table."""
     print(line, file=sys.stderr, flush=True)
+
+
+def write_json(path: str, found: dict[str, Any]) -> None:
+    """Write plain values, whole or not at all."""
+    write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
 
 
 def check_writable(path: str | None) -> None:

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.arrays import Array
-from fastneuron.errors import FastneuronError
+from fastneuron.errors import BackendUnavailable, FastneuronError
+from fastneuron.parameters import ParameterStore
+from fastneuron.rates import Rates
 from fastneuron.trainer import Trainer
 
 __all__ = ["MarkedSteps", "span"]
@@ -28,41 +30,52 @@ class MarkedSteps:
     ticks_a_second : float
     """
 
-    def __init__(self, trainer: Trainer, x: Array, y: Array, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, trainer: Trainer, start: ParameterStore, x: Array, y: Array) -> None:
+        self.batch = min(trainer.batch_size, len(x))
         self.found: list[list[NDArray[np.int64]]] = []
         self.ticks_a_second = 0.0
-        self._trainer = trainer
+        self._trainer, self._start = trainer, start
         self._x, self._y = x, y
+        self._scalars = Rates(trainer.optimizer).row(0)
         self._rng = np.random.default_rng(1)
-        trainer._live.refresh()
-        self._engine: Any = trainer._live.engine
-        spec = trainer.spec
-        blocks = -(-batch // 8) + len(spec.layers)
-        engine: Any = self._engine
-        tiles = len(engine.tiles)
-        self._room = 2 * tiles + blocks * (2 * len(spec.layers) + 3) + 16  # marks a step
+        self._engine = self._new_engine()
+        layers = len(trainer.spec.layers)
+        blocks = -(-self.batch // 8) + layers
+        self._room = 2 * len(self._engine.tiles) + blocks * (2 * layers + 3) + 16  # marks a step
         self.steps = 1
         self._run(1, marked=False)
-        start = time.perf_counter()
+        begun = time.perf_counter()
         self._run(2, marked=False)
-        pace = (time.perf_counter() - start) / 2
+        pace = (time.perf_counter() - begun) / 2
         self.steps = int(np.clip(_CHUNK_SECONDS / pace, 2, 4096))
 
     def check(self) -> None:
-        """Raise where a chunk with marks does not leave the parameters of one without."""
+        """Raise where a chunk with marks does not leave what one without leaves."""
         results = []
         for marked in (False, True):
-            self._engine.load(self._trainer._store.pull())
-            moments = self._engine.export_moments()
-            self._engine.load_moments([[(0 * w, b if b is None else 0 * b) for w, b in moment]
-                                       for moment in moments])  # fmt: skip
+            self._engine = self._new_engine()
             self._rng = np.random.default_rng(2)
             self._run(3, marked=marked)
-            results.append([a.tobytes() for pair in self._engine.export() for a in pair
-                            if a is not None])  # fmt: skip
+            arrays = [pair for pair in self._engine.export_statistics() if pair is not None]
+            arrays += self._engine.export()
+            results.append([a.tobytes() for pair in arrays for a in pair if a is not None])
         if results[0] != results[1]:
             raise FastneuronError("a step with marks trained other parameters: a fault of ours")
+
+    def _new_engine(self) -> Any:
+        """Return an engine that begins where the network stands."""
+        made = self._trainer
+        engine: Any = made.backend.engine(
+            made.spec, made.loss, made.optimizer, n_threads=made.n_threads, batch_size=self.batch
+        )
+        if not hasattr(engine, "run_marked"):
+            raise BackendUnavailable(
+                f"a step profile needs a compiled engine; {made.backend.name} has none that notes "
+                "marks: use backend='cython' or 'numba'"
+            )
+        engine.load(self._start.pull())
+        engine.load_statistics(self._start.pull_statistics())
+        return engine
 
     def measure(self, seconds: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the seconds of a step, round by round: without marks, and with them."""
@@ -106,8 +119,7 @@ class MarkedSteps:
         n, batch = len(self._x), self.batch
         passes = -(-steps * batch // (n - n % batch))
         order = np.concatenate([self._rng.permutation(n)[: n - n % batch] for _ in range(passes)])
-        rates = self._trainer._rates
-        scalars = np.repeat(rates.row(0), steps, axis=0)
+        scalars = np.repeat(self._scalars, steps, axis=0)
         bounds = np.arange(steps + 1, dtype=np.int64) * batch
         return self._x, self._y, None, order, bounds, scalars, np.empty(steps)
 

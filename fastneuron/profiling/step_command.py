@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from fastneuron import plots
 from fastneuron.elision import ELISION
 from fastneuron.files import write_atomically
 from fastneuron.network import mlp
 from fastneuron.profiling import step_figure
-from fastneuron.profiling.command import check_writable
+from fastneuron.profiling.command import check_writable, write_json
 from fastneuron.profiling.roofs import roofline as placed
 from fastneuron.profiling.step_profile import StepProfile
 from fastneuron.profiling.step_profile import step as profiled
@@ -30,7 +29,7 @@ def step(options: argparse.Namespace) -> None:
         if not options.quiet:
             print(f"trace written to {options.trace}: open it in https://ui.perfetto.dev")
     if options.json:
-        write_atomically(options.json, _indented(found.to_json()))
+        write_json(options.json, found.to_json())
     if options.plot:
         step_figure.figure(found).savefig(options.plot)
 
@@ -41,7 +40,7 @@ def roofline(options: argparse.Namespace) -> None:
     if not options.quiet:
         print(found)
     if options.json:
-        write_atomically(options.json, _indented(found.to_json()))
+        write_json(options.json, found.to_json())
     if options.plot:
         found.figure().savefig(options.plot)
 
@@ -69,7 +68,3 @@ def _profiled(options: argparse.Namespace) -> StepProfile:
         n_threads=options.threads,
         seconds=options.seconds,
     )
-
-
-def _indented(found: dict[str, Any]) -> bytes:
-    return (json.dumps(found, indent=1) + "\n").encode()

@@ -7,7 +7,6 @@ ratio says what looking costs.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,9 +16,8 @@ from numpy.typing import NDArray
 
 from fastneuron import backends
 from fastneuron.arrays import Array
-from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels import marks
-from fastneuron.losses import LOSSES
+from fastneuron.losses import Loss
 from fastneuron.network import Sequential
 from fastneuron.optimizers import Optimizer
 from fastneuron.profiling.machine_ceilings import MachineCeilings
@@ -28,6 +26,7 @@ from fastneuron.profiling.marked_steps import MarkedSteps, span
 from fastneuron.profiling.pairs import Ratio, ratio
 from fastneuron.profiling.work import Work, work_of
 from fastneuron.spec import NetworkSpec
+from fastneuron.testing import draw_targets
 from fastneuron.trainer import Trainer
 
 __all__ = ["PART_NAMES", "Part", "StepProfile", "step"]
@@ -215,7 +214,7 @@ def step(
     Parameters
     ----------
     net : Sequential
-        It stays as it is: a copy is trained.
+        It stays as it is: engines of their own are trained.
     X, y : array_like, optional
         Data to train on, as `fit` takes it; left out, random rows.
     loss, optimizer, batch_size, backend, n_threads
@@ -232,16 +231,10 @@ def step(
     FastneuronError
         Where a marked step does not train what an unmarked one does.
     """
-    trainer = Trainer(deepcopy(net), loss, optimizer, batch_size, backend, n_threads)
-    engine: Any = trainer._live.engine
-    if not hasattr(engine, "run_marked"):
-        raise BackendUnavailable(
-            f"a step profile needs a compiled engine; {trainer.backend.name} has none that notes "
-            "marks: use backend='cython' or 'numba'"
-        )
-    x, targets = _data(net, loss, batch_size) if X is None else (X, y)
+    trainer = Trainer(net, loss, optimizer, batch_size, backend, n_threads)
+    x, targets = _data(net, trainer.loss, batch_size) if X is None else (X, y)
     rows, targets, _ = trainer.checked(x, targets, None)
-    course = MarkedSteps(trainer, rows, targets, min(batch_size, len(rows)))
+    course = MarkedSteps(trainer, net.parameters, rows, targets)
     course.check()
     plain, marked = course.measure(seconds)
     threads = len(course.found[0])
@@ -273,19 +266,15 @@ def _label(spec: NetworkSpec) -> str:
     )
 
 
-def _data(net: Sequential, loss: str, batch_size: int) -> tuple[Array, Array]:
+def _data(net: Sequential, loss: Loss | None, batch_size: int) -> tuple[Array, Array]:
     """Draw rows to train on, and targets that the loss takes."""
-    rng = np.random.default_rng(0)
+    assert loss is not None  # the trainer was given one
+    rng, dtype = np.random.default_rng(0), net.spec.dtype
     rows, outputs = _BATCHES * batch_size, net.spec.out_features
-    x = rng.normal(size=(rows, net.spec.in_features)).astype(net.spec.dtype)
-    kind = LOSSES[loss].targets
-    if kind == "classes":
+    x = rng.normal(size=(rows, net.spec.in_features)).astype(dtype)
+    if loss.targets == "classes":
         return x, rng.integers(0, outputs, rows)
-    if kind == "binary":
-        return x, rng.integers(0, 2, (rows, outputs)).astype(net.spec.dtype)
-    if kind == "counts":
-        return x, rng.poisson(1.0, (rows, outputs)).astype(net.spec.dtype)
-    return x, rng.normal(size=(rows, outputs)).astype(net.spec.dtype)
+    return x, draw_targets(loss, rng, rows, outputs, dtype)
 
 
 def _parts(

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
+from fastneuron.kernels.contract import (
+    Array,
+    Engine,
+    Outcome,
+    Parameters,
+    Statistics,
+    Status,
+    clear_untrained,
+)
 from fastneuron.kernels.reference import dropout, norms
 from fastneuron.kernels.reference.dense import quiet
 from fastneuron.kernels.reference.slots import SLOTS
@@ -249,8 +257,8 @@ class ReferenceEngine(Engine):
         if isinstance(layer, Dropout):
             if scalars is None:
                 return x, ()
-            key, dropped = (int(scalars[KEY_LOW]), int(scalars[KEY_HIGH])), int(layer.rate * 2**32)
-            mask = dropout.kept(x.shape[0], x.shape[1], index, key, dropped)
+            key = int(scalars[KEY_LOW]), int(scalars[KEY_HIGH])
+            mask = dropout.kept(x.shape[0], x.shape[1], index, key, layer.dropped)
             return dropout.dropout(x, mask, layer.rate), (mask,)
         mean, variance, inverse = self._norm_moments(index, x, in_training=scalars is not None)
         return norms.norm_forward(x, mean, inverse, w, b), (mean, variance, inverse)
@@ -279,11 +287,7 @@ class ReferenceEngine(Engine):
         for index in reversed(range(len(self.spec.layers))):
             da, gradient = self._layer_backward(index, da, kept[index], need_dx or index > 0)
             gradients.insert(0, gradient)
-        for layer, (dw, db) in zip(self.spec.layers, gradients, strict=True):
-            if not layer.trains_weight:
-                dw[...] = 0
-            if db is not None and not layer.trains_bias:
-                db[...] = 0
+        clear_untrained(self.spec, gradients)
         return da, gradients
 
     def _layer_backward(
