@@ -20,7 +20,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measure the clone it lies in
 
-from problems import TABLE, Row, draw_order, problem_of
 
 from fastneuron import backends
 from fastneuron.kernels import stages
@@ -29,6 +28,7 @@ from fastneuron.kernels.prices import Prices
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, Optimizer
+from fastneuron.peers.problems import TABLE, Row, draw_order, problem_of
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
 from fastneuron.spec import NetworkSpec

@@ -12,12 +12,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measure the clone it lies in
 
-from judging import LOSS_TOLERANCE, WAY_TOLERANCE, Say, faults, judged, measure_row
 from peak import try_peak
-from peers import PEERS, parse_peers
 from pinned import machine, run_pinned, teller, usable_cores, write_json
-from problems import TABLE, parse_rows
+from racing import Say, faults, judged, measure_row
 from report import table
+
+from fastneuron.peers.judging import LOSS_TOLERANCE, WAY_TOLERANCE
+from fastneuron.peers.problems import TABLE, parse_rows
+from fastneuron.peers.roster import PEERS, parse_peers
 
 
 def measure(options: argparse.Namespace, cores: int, say: Say) -> dict[str, Any]:

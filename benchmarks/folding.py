@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from figures import Figure, at_least, quotient, report
 from forwards import TOLERANCE, Forward, rounds
-from judging import Say
+from racing import Say
 
 import fastneuron
 from fastneuron.datasets import load_digits

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from figures import Figure, at_least, at_most, report, unmeasured
-from judging import Say, WrongResult, failure
 from peak import try_peak
+from racing import Say, failure
 
 import fastneuron
 from fastneuron.kernels.contract import Parameters
+from fastneuron.peers.judging import WrongResult
 
 Array = Any
 

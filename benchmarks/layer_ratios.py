@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from figures import Figure, at_least, at_most, quotient, report, unmeasured
-from judging import Contestant, Say
-from ours import Fastneuron
-from peers import PEERS
-from problems import Peer, Row, problem_of
+from racing import Contestant, Say
 from report import matrix
 from step_ratios import LARGE, compare
+
+from fastneuron.peers.engines import Fastneuron
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import Row, problem_of
+from fastneuron.peers.roster import PEERS
 
 #: What is added to the network, and how many times the plain step it may take at most.
 VARIANTS: dict[str, float | None] = {

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 from figures import Figure, at_most, paired_ratio, report, unmeasured
-from judging import Entrant, Judge, Say, failure
-from ours import FastneuronNumba
 from pinned import usable_cores
-from problems import Peer, Row, draw_order, problem_of
+from racing import Entrant, Say, failure
+
+from fastneuron.peers.engines import FastneuronNumba
+from fastneuron.peers.judging import Judge
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import Row, draw_order, problem_of
 
 ROW = Row.parse("784-512-512-10 b256 adam")
 GOAL = 1.7

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from problems import ACTIVATIONS, LOSSES, RATES, Row
+
+from fastneuron.peers.problems import ACTIVATIONS, LOSSES, RATES, Row
 
 WIDEST, DEEPEST, LARGEST_BATCH = 4096, 20, 8192
 #: Layers above which no network is drawn whose gradient shrinks by half or more in each of them:

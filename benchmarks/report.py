@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any
 
-from peers import PEERS
+from fastneuron.peers.roster import PEERS
 
 
 def number(value: float | None, pattern: str = "") -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 from figures import Figure, at_most, report, unmeasured
-from judging import LOSS_TOLERANCE, Say, WrongResult, failure
+from racing import Say, failure
 
 import fastneuron
+from fastneuron.peers.judging import LOSS_TOLERANCE, WrongResult
 
 #: Seconds.
 WARM_GOAL, COLD_GOAL, AHEAD_GOAL = 1.2, 15.0, 0.35

@@ -8,10 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from figures import Figure, Goal, at_least, at_most, quotient, report, unmeasured
-from judging import Contestant, Say, floor_microseconds, race
-from ours import FastneuronCython, FastneuronNumba
 from peak import try_peak
-from problems import ACTIVATIONS, TABLE, Peer, Row
+from racing import Contestant, Say, floor_microseconds, race
+
+from fastneuron.peers.engines import FastneuronCython, FastneuronNumba
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import ACTIVATIONS, TABLE, Row
 
 #: Rounds of a comparison, the fewest and the most: differences here are of one in a hundred.
 ROUNDS = (9, 41)

@@ -17,13 +17,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measure the clone it lies in
 
-from judging import Say, faults, judged, measure_row
 from peak import try_peak
-from peers import PEERS, parse_peers
 from pinned import machine, run_pinned, teller, usable_cores, write_json
 from points import CORNERS, Limits, draw_points
-from problems import Peer, Row, parse_rows
+from racing import Say, faults, judged, measure_row
 from report import number
+
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import Row, parse_rows
+from fastneuron.peers.roster import PEERS, parse_peers
 
 #: Who was the fastest other library wherever all were measured.
 BEST_PEERS = ["fastneuron-numba", "torch", "jax-scan"]

@@ -11,6 +11,7 @@ import pytest
 
 import fastneuron
 from fastneuron.layers import BatchNorm, Dense, Dropout
+from fastneuron.peers import engines, problems, roster
 
 VARIANTS = ("batch_norm", "layer_norm", "dropout0.25", "frozen1", "batch_norm dropout0.1 frozen2")
 
@@ -22,29 +23,29 @@ def quiet(text: str) -> None:
 @pytest.fixture
 def plain(rooms: dict[str, ModuleType]) -> Any:
     """fastneuron's NumPy backend: one that runs everywhere, and has all layers."""
-    return rooms["ours"].FastneuronNumpy
+    return engines.FastneuronNumpy
 
 
 def measured(rooms: dict[str, ModuleType], kind: Any, text: str) -> dict[str, Any]:
-    row = rooms["problems"].Row.parse(text)
-    found: dict[str, Any] = rooms["judging"].measure_row(row, [kind], 1, 0.001, quiet)[kind.name]
+    row = problems.Row.parse(text)
+    found: dict[str, Any] = rooms["racing"].measure_row(row, [kind], 1, 0.001, quiet)[kind.name]
     return found
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_tell_their_layers(rooms: dict[str, ModuleType], variant: str) -> None:
     text = f"5-6-7-3 b8 adam tanh {variant}"
-    row = rooms["problems"].Row.parse(text)
+    row = problems.Row.parse(text)
     assert row.label == text
     assert not row.plain
-    problem = rooms["problems"].problem_of(row)
+    problem = problems.problem_of(row)
     spec = problem.spec("float32")
     shapes = [layer.weight_shape for layer in spec.layers]
     assert [w.shape for w, _ in problem.parameters] == shapes
     assert [b is not None for _, b in problem.parameters] == [x.bias for x in spec.layers]
     assert row.multiply_adds == 8 * spec.multiply_adds
     # The same dense weights and data as without.
-    base = rooms["problems"].problem_of(rooms["problems"].Row.parse("5-6-7-3 b8 adam tanh"))
+    base = problems.problem_of(problems.Row.parse("5-6-7-3 b8 adam tanh"))
     got = [w for w, _ in problem.parameters if w.ndim == 2]
     for (want, _), w in zip(base.parameters, got, strict=True):
         np.testing.assert_array_equal(w, want)
@@ -52,7 +53,7 @@ def test_rows_tell_their_layers(rooms: dict[str, ModuleType], variant: str) -> N
 
 
 def test_layers_stand_where_they_should(rooms: dict[str, ModuleType]) -> None:
-    row = rooms["problems"].Row.parse("5-6-7-3 b8 adam batch_norm dropout0.1 frozen1")
+    row = problems.Row.parse("5-6-7-3 b8 adam batch_norm dropout0.1 frozen1")
     assert row.spec("float32").layers == (
         Dense(5, 6, bias=False, trainable=False),
         BatchNorm(6, "relu"),
@@ -67,7 +68,7 @@ def test_layers_stand_where_they_should(rooms: dict[str, ModuleType]) -> None:
 @pytest.mark.parametrize("word", ["batchnorm", "dropout", "dropout1.0", "frozen", "frozen2"])
 def test_a_word_that_says_nothing_is_refused(rooms: dict[str, ModuleType], word: str) -> None:
     with pytest.raises(ArgumentTypeError, match="is no row"):
-        rooms["problems"].Row.parse(f"5-6-3 b8 adam {word}")
+        problems.Row.parse(f"5-6-3 b8 adam {word}")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_word_that_says_nothing_is_refused(rooms: dict[str, ModuleType], word:
     "name", ["fastneuron-numba", "fastneuron-cython", "fastneuron-numpy", "torch", "jax-scan"]
 )
 def test_peers_agree_with_the_reference(rooms: dict[str, ModuleType], name: str, row: str) -> None:
-    kind = rooms["peers"].PEERS[name]
+    kind = roster.PEERS[name]
     if kind.missing():
         pytest.skip(kind.missing())
     got = measured(rooms, kind, row)
@@ -100,7 +101,7 @@ def test_peers_agree_with_the_reference(rooms: dict[str, ModuleType], name: str,
 
 @pytest.mark.parametrize("name", ["sklearn", "numpy"])
 def test_who_has_dense_layers_alone_says_so(rooms: dict[str, ModuleType], name: str) -> None:
-    kind = rooms["peers"].PEERS[name]
+    kind = roster.PEERS[name]
     if kind.missing():
         pytest.skip(kind.missing())
     got = measured(rooms, kind, "5-6-3 b8 adam batch_norm")
@@ -126,7 +127,7 @@ def test_other_random_numbers_are_allowed_and_another_loss_is_not(
 
         def __init__(self, problem: Any, threads: int) -> None:
             super().__init__(problem, threads)
-            self.rates.use_keys(rooms["ours"].StepKeys(seed=1, epoch=0))
+            self.rates.use_keys(engines.StepKeys(seed=1, epoch=0))
 
     class Off(Other):
         def advance(self, order: Any) -> Any:
@@ -135,7 +136,7 @@ def test_other_random_numbers_are_allowed_and_another_loss_is_not(
     class Same(plain):  # claims to drop what the reference drops, and does not
         def __init__(self, problem: Any, threads: int) -> None:
             super().__init__(problem, threads)
-            self.rates.use_keys(rooms["ours"].StepKeys(seed=1, epoch=0))
+            self.rates.use_keys(engines.StepKeys(seed=1, epoch=0))
 
     row = "20-64-64-5 b256 adam dropout0.1"
     assert measured(rooms, Other, row)["status"] == "ok"
@@ -165,7 +166,7 @@ def test_variants_are_compared_with_the_plain_network(
             return "not installed"
 
     room, figures = rooms["layer_ratios"], rooms["figures"]
-    base = rooms["problems"].Row.parse("5-6-3 b8 adam")
+    base = problems.Row.parse("5-6-3 b8 adam")
     kinds = [plain, Theirs, Wrong, Absent]
     variants = {"batch_norm": 1.12, "frozen1": None}
     found = room.layers(0.001, quiet, variants, base, kinds)
@@ -193,8 +194,8 @@ def test_a_prediction_stands_beside_the_measurement(rooms: dict[str, ModuleType]
     kinds = [k for k in rooms["layer_ratios"].KINDS[:2] if not k.missing()]
     if not kinds:
         pytest.skip("no engine with a cost model here")
-    row = rooms["problems"].Row.parse("20-64-64-2 b32 adam batch_norm")
-    plain = rooms["problems"].Row.parse("20-64-64-2 b32 adam")
+    row = problems.Row.parse("20-64-64-2 b32 adam batch_norm")
+    plain = problems.Row.parse("20-64-64-2 b32 adam")
     got = [rooms["layer_ratios"].predict(each, kinds, 1) for each in (plain, row)]
     assert 0 < got[0] < got[1]
 

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastneuron.peers import engines, problems
+
 
 @pytest.fixture
 def row(rooms: dict[str, ModuleType]) -> Any:
-    return rooms["problems"].Row.parse("5-6-3 b8 adam")
+    return problems.Row.parse("5-6-3 b8 adam")
 
 
 @pytest.fixture
 def plain(rooms: dict[str, ModuleType]) -> Any:
     """fastneuron's NumPy backend: one that runs everywhere, and has all activations."""
-    return rooms["ours"].FastneuronNumpy
+    return engines.FastneuronNumpy
 
 
 @pytest.fixture
@@ -75,7 +77,7 @@ def test_every_goal_of_the_engine_has_its_figure(rooms: dict[str, ModuleType]) -
     assert [bound for _, bound in steps.ACTIVATION_GOALS] == [1.10, 1.6]
     assert [bound for _, bound in steps.BIAS_GOALS] == [1.01] * 4 + [1.05] * 4
     assert rooms["layer_ratios"].VARIANTS["batch_norm"] == 1.12
-    assert [row for row, _ in steps.BIAS_GOALS] == list(rooms["problems"].TABLE)
+    assert [row for row, _ in steps.BIAS_GOALS] == list(problems.TABLE)
     assert set(rooms["ratios"].PARTS) == {
         "activations", "bias", "float64", "avx2", "cython", "cython2", "layers", "layers2",
         "folding", "forward", "neighbour", "start",
@@ -88,7 +90,7 @@ def test_activations_are_compared_with_relu(
     steps = rooms["step_ratios"]
     found = steps.activations(0.001, quiet, [(row, 1.10)], plain)
     names = [figure["what"].split(": ")[1] for figure in found["figures"]]
-    want = [f"{name} over relu" for name in rooms["problems"].ACTIVATIONS[1:]]
+    want = [f"{name} over relu" for name in problems.ACTIVATIONS[1:]]
     assert names == want
     for figure in found["figures"]:
         assert figure["status"] == "ok", figure

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastneuron.peers import engines, judging, problems, roster
+from fastneuron.peers.plain_numpy import PlainNumpy
 from fastneuron.testing import central_differences
 
 
@@ -21,15 +23,21 @@ from fastneuron.testing import central_differences
 def engine(rooms: dict[str, ModuleType]) -> Any:
     """What the script is made of: its own names, and those of the rooms that it stands on."""
     names: dict[str, Any] = {}
-    for room in ("problems", "peers", "judging", "pinned", "engine"):
-        names |= vars(rooms[room])
+    for room in (
+        problems,
+        roster,
+        engines,
+        judging,
+        *map(rooms.get, ("racing", "pinned", "engine")),
+    ):
+        names |= vars(room)
     return SimpleNamespace(**names)
 
 
 @pytest.fixture
 def plain(rooms: dict[str, ModuleType]) -> Any:
     """The plain NumPy peer: one that is installed everywhere."""
-    return rooms["peers"].PlainNumpy
+    return PlainNumpy
 
 
 def quiet(text: str) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastneuron.peers import judging, problems
+from fastneuron.peers.plain_numpy import PlainNumpy
+
 
 @pytest.fixture
 def points(rooms: dict[str, ModuleType]) -> Any:
@@ -25,7 +28,7 @@ def sweep(rooms: dict[str, ModuleType]) -> Any:
 
 @pytest.fixture
 def row(rooms: dict[str, ModuleType]) -> Any:
-    return rooms["problems"].Row.parse("5-6-3 b8 adam")
+    return problems.Row.parse("5-6-3 b8 adam")
 
 
 def quiet(text: str) -> None:
@@ -86,7 +89,7 @@ def test_corners_are_inside_the_limits_and_the_option_leaves_them_out(
 def test_labels_say_all_of_a_point(points: Any, rooms: dict[str, ModuleType]) -> None:
     """A point is measured again by its label: ``sweep.py --rows LABEL``."""
     for row in points.draw_points(5, 100, points.Limits()):
-        assert rooms["problems"].Row.parse(row.label) == row
+        assert problems.Row.parse(row.label) == row
 
 
 def test_the_command_sweeps_and_writes_json(benchmarks_folder: Path, tmp_path: Path) -> None:
@@ -137,12 +140,12 @@ def test_points_that_a_peer_wins_are_counted_and_listed(sweep: Any) -> None:
 def test_a_peer_whose_start_does_not_fit_is_left_out_with_the_reason(
     sweep: Any, rooms: dict[str, ModuleType], row: Any
 ) -> None:
-    kind = rooms["peers"].PlainNumpy
+    kind = PlainNumpy
     starts = sweep.Starts(10.0)
     assert starts.refusal(kind, row) == ""  # nothing is known yet
     starts.learn(row, {"numpy": {"start_seconds": 6.0}})  # 2 layers, and 4 beside them
     assert starts.refusal(kind, row) == ""
-    deep = rooms["problems"].Row.parse("5*22 b8 sgd")  # 21 layers, and 4
+    deep = problems.Row.parse("5*22 b8 sgd")  # 21 layers, and 4
     assert starts.refusal(kind, deep) == "would start in some 25 s, --start-seconds is 10"
     got = sweep.measure_point(deep, [kind], 1, 0.001, starts, quiet)
     assert got["numpy"]["status"] == "skipped"
@@ -161,7 +164,7 @@ def test_the_minutes_of_a_run_are_kept(sweep: Any, tmp_path: Path, capsys: Any) 
 def test_a_wrong_point_is_shown_and_fails_the_run(
     sweep: Any, rooms: dict[str, ModuleType], row: Any
 ) -> None:
-    class Fast(rooms["peers"].PlainNumpy):  # type: ignore[name-defined, misc]
+    class Fast(PlainNumpy):
         name = "torch"
 
         def _update(self, gradients: list[Any]) -> None:  # a learning rate that is 2 % off
@@ -173,10 +176,10 @@ def test_a_wrong_point_is_shown_and_fails_the_run(
             self.kept = [p.copy() for p in self.flat]
             return super().advance(order)
 
-    judging = rooms["judging"]
+    racing = rooms["racing"]
     peers = sweep.measure_point(row, [Fast], 1, 0.001, sweep.Starts(1.0), quiet)
     assert peers["torch"]["status"] == "wrong"
-    shown = judging.judged(row, peers, None, 1)
+    shown = racing.judged(row, peers, None, 1)
     assert any("torch: wrong: after" in line for line in sweep.lines_of(1, shown))
     assert rooms["sweep"].faults({"rows": [shown]})
 
@@ -199,12 +202,11 @@ def test_long_points_keep_to_100_columns(sweep: Any) -> None:
 
 def test_rounding_excuses_what_it_hides_and_no_more(rooms: dict[str, ModuleType]) -> None:
     """Where a gradient is below half an ulp of every parameter, staying is right; a jump is not."""
-    judging, problems = rooms["judging"], rooms["problems"]
     deep = problems.Row.parse("3-4*19-2 b4 sgd sigmoid")
     judge = judging.Judge(deep, np.random.default_rng(0))
     problem = problems.problem_of(deep)
 
-    class Still(rooms["peers"].PlainNumpy):  # type: ignore[name-defined, misc]
+    class Still(PlainNumpy):
         jump = 0.0
 
         def export(self) -> Any:

@@ -47,7 +47,7 @@ HOUSE = (
     ("tables", "datasets"),
     ("preprocessing", "explain"),
     ("machine", "demo", "commands", "testing"),
-    ("profiling",),
+    ("profiling", "peers"),
     ("bench",),
     ("cli",),
     ("__main__",),

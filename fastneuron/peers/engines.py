@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Peer, Problem
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable
@@ -15,6 +14,8 @@ from fastneuron.kernels.contract import Engine, Parameters, Status
 from fastneuron.keys import StepKeys
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Problem
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
 
@@ -108,14 +109,20 @@ class Fastneuron(Peer):
 
 
 class FastneuronNumba(Fastneuron):
+    """The kernels that Numba compiles."""
+
     name, backend = "fastneuron-numba", "numba"
 
 
 class FastneuronCython(Fastneuron):
+    """The kernels in C."""
+
     name, backend = "fastneuron-cython", "cython"
 
 
 class FastneuronNumpy(Fastneuron):
+    """The reference, in the dtype asked for."""
+
     name, backend = "fastneuron-numpy", "numpy"
 
 

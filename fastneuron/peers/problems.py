@@ -1,14 +1,11 @@
-"""What is measured: the rows of the table, the problem of a row, and the interface of a peer."""
+"""What is trained: the rows of the table, and the problem of a row."""
 
 from __future__ import annotations
 
 import argparse
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from itertools import groupby, pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +113,7 @@ class Problem(Network):
     frozen: int = 0
 
     @property
-    def statistics(self) -> Parameters:
+    def statistics(self) -> list[tuple[Array, Array]]:
         """Running mean and variance that every peer starts from, of each batch normalisation."""
         layers = self.spec(self.dtype).layers
         widths = [layer.out_features for layer in layers if layer.has_statistics]
@@ -292,66 +289,3 @@ def draw_order(rng: np.random.Generator, n: int, batch: int, steps: int) -> Arra
     epochs = -(-steps // per_epoch)
     rows = np.concatenate([rng.permutation(n)[: per_epoch * batch] for _ in range(epochs)])
     return rows.reshape(-1, batch)[:steps]
-
-
-class Unsupported(Exception):
-    """A peer has no way to do what a row asks for; the message says what."""
-
-
-class Peer(ABC):
-    """One way to train; `advance` does real optimizer steps and goes on where it stopped.
-
-    Parameters
-    ----------
-    problem : Problem
-    threads : int
-        Cores that the process may use, all of them.
-
-    Attributes
-    ----------
-    problem : Problem
-        What this peer trains: the one given, unless it can express an equal one only.
-    loss_each_step : bool
-        False where `advance` returns the mean loss of its steps in every entry.
-    drops_alike : bool
-        Whether its dropout drops what fastneuron's drops, so that results are the same.
-    """
-
-    name: ClassVar[str]
-    module: ClassVar[str]
-    distribution: ClassVar[str]
-    ours: ClassVar[bool] = False
-    loss_each_step: ClassVar[bool] = True
-    drops_alike: ClassVar[bool] = False
-
-    def __init__(self, problem: Problem, threads: int) -> None:
-        self.problem = problem
-        self.threads = threads
-
-    @classmethod
-    def missing(cls) -> str:
-        """Return why this peer cannot be measured here, or nothing."""
-        return "" if find_spec(cls.module) else f"{cls.module} is not installed"
-
-    @classmethod
-    def version(cls) -> str:
-        try:
-            return version(cls.distribution)
-        except PackageNotFoundError:
-            return "from source"
-
-    @abstractmethod
-    def reset(self) -> None:
-        """Go back to the problem's parameters, with moments of zero."""
-
-    @abstractmethod
-    def advance(self, order: Array) -> Array:
-        """Train on the batches ``x[order[s]]``, order (steps, batch) int64; return losses."""
-
-    @abstractmethod
-    def export(self) -> Parameters:
-        """Return the current parameters, of all layers."""
-
-    def statistics(self) -> Parameters:
-        """Return the running mean and variance of each batch normalisation."""
-        return []

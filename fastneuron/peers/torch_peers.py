@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Peer, Problem
 
 from fastneuron.kernels.contract import Parameters
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Problem
 
 Array = Any
 
@@ -27,7 +28,7 @@ class Torch(Peer):
         torch.set_num_threads(threads)
         self.torch = torch
         self.x, self.y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
-        layers = problem.spec(problem.dtype).layers
+        layers: Any = problem.spec(problem.dtype).layers  # a kind has its own hyper-parameters
         trained = [each for layer in layers for each in (layer.trains_weight, layer.trains_bias)]
         # Weights (O, I), as torch.nn.Linear holds them.
         self.parameters = [
@@ -88,6 +89,7 @@ class Torch(Peer):
         if name == "adamw":
             # Matrices alone are decayed. Both groups are one call for torch's fused kernel each.
             weights, biases = ([p for p in given if p.ndim == n] for n in (2, 1))
+            groups: list[dict[str, Any]]
             groups = [{"params": weights}, {"params": biases, "weight_decay": 0.0}]
             groups = [group for group in groups if group["params"]]
             self.optimizer = optim.AdamW(groups, rate, (BETA1, BETA2), EPSILON, DECAY, fused=True)
@@ -117,7 +119,7 @@ class Torch(Peer):
         return self.torch.stack(losses).double().numpy()
 
     def export(self) -> Parameters:
-        flat = [None if p is None else p.detach().numpy().T for p in self.parameters]
+        flat: list[Any] = [None if p is None else p.detach().numpy().T for p in self.parameters]
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def statistics(self) -> Parameters:

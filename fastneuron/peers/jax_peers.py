@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from problems import BETA1, BETA2, DECAY, EPSILON, MOMENTS, MOMENTUM, RHO, Peer, Problem
 
 from fastneuron.kernels.contract import Parameters
+from fastneuron.peers.peer import Peer
+from fastneuron.peers.problems import BETA1, BETA2, DECAY, EPSILON, MOMENTS, MOMENTUM, RHO, Problem
 
 Array = Any
 
@@ -41,7 +42,7 @@ class JaxJit(Peer):
     def _step(self) -> Callable[..., Any]:
         """Return ``(state, x, y, rows) -> (state, loss)``, state as `reset` makes it."""
         jax, p, measure = self.jax, self.problem, self._measure()
-        layers = p.spec(p.dtype).layers
+        layers: Any = p.spec(p.dtype).layers  # a kind has its own hyper-parameters
         jnp, tree = jax.numpy, jax.tree.map
         f = getattr(jax.nn, p.activation)
         if p.activation == "gelu":
@@ -54,7 +55,7 @@ class JaxJit(Peer):
             return mean, jnp.square(x - mean).mean(axis=axis, keepdims=True)
 
         def loss(trained: Any, held: Any, running: Any, key: Any, x: Any, y: Any) -> Any:
-            moved = []
+            moved: list[Any] = []
             for i, (layer, (w, b)) in enumerate(zip(layers, merged(trained, held), strict=True)):
                 if layer.kind == "dense":
                     x = x @ w if b is None else x @ w + b
