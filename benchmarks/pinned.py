@@ -13,21 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastneuron.peers.environment import told
+
 
 def environment(cores: int) -> dict[str, str]:
     """Return the variables by which libraries are told their threads before they are loaded."""
-    told = dict(os.environ)
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB_MAXIMUM", "BLIS"):
-        told[f"{name}_NUM_THREADS"] = str(cores)
-    # The engine chooses, up to the cores that it is pinned to.
-    told.pop("FASTNEURON_NUM_THREADS", None)
-    told |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-    told["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes beside the measurement
-    if cores == 1:
-        told["FASTNEURON_NUM_THREADS"] = "1"
-        flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-        told["XLA_FLAGS"] = f"{told.get('XLA_FLAGS', '')} {flags}".strip()
-    return told
+    found = {**os.environ, **told(cores)}
+    if cores > 1:  # the engine chooses, up to the cores that it is pinned to
+        del found["FASTNEURON_NUM_THREADS"]
+    return found
 
 
 def usable_cores() -> list[int] | None:

@@ -14,6 +14,7 @@ from fastneuron.peers.judging import Judge, WrongResult
 from fastneuron.peers.peer import Peer, Unsupported
 from fastneuron.peers.problems import Problem, Row, draw_order, problem_of
 from fastneuron.peers.roster import PEERS
+from fastneuron.peers.starting import started
 
 Array = Any
 Say = Callable[[str], None]
@@ -31,17 +32,10 @@ class Entrant:
     """A peer that was started and checked on a row, with the timings it has so far."""
 
     def __init__(self, kind: type[Peer], problem: Problem, judge: Judge, cores: int) -> None:
-        start = time.perf_counter()
-        self.peer = kind(problem, cores)
-        losses = self.peer.advance(judge.order)
-        first = time.perf_counter() - start
-        self.loss_error, self.way_error = judge.errors(self.peer, losses)
-        self.peer.reset()
-        start = time.perf_counter()
-        self.peer.advance(judge.order)
-        again = time.perf_counter() - start
-        self.start_seconds = max(first - again, 0.0)
-        self.step_seconds = again / len(judge.order)  # a guess, for the length of a block
+        one = started(kind, problem, judge, cores)
+        self.peer, self.start_seconds = one.peer, one.start_seconds
+        self.step_seconds = one.step_seconds  # a guess, for the length of a block
+        self.loss_error, self.way_error = one.loss_error, one.way_error
         self.seconds: list[float] = []
         self.block = 1
 

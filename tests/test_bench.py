@@ -22,7 +22,7 @@ from fastneuron.bench import arguments, running
 from fastneuron.bench.ceilings import Ceilings
 from fastneuron.bench.report import digits
 from fastneuron.bench.results import Key, Result, Row
-from fastneuron.bench.suites import ELSEWHERE, SUITES, workloads
+from fastneuron.bench.suites import SUITES, workloads
 from fastneuron.bench.workloads import BACKENDS, Prepare, Prepared, Workload
 from fastneuron.cli import main
 from fastneuron.errors import BackendUnavailable, DataError, SpecError, UnknownNameError
@@ -97,7 +97,7 @@ def test_workloads_are_told_apart_and_every_suite_has_a_quick_part() -> None:
 
 
 def test_the_commands_lists_are_the_tables() -> None:
-    assert set(arguments.SUITES) == {"all", *SUITES, *ELSEWHERE}
+    assert set(arguments.SUITES) == {"all", *SUITES}
     assert arguments.BACKENDS == BACKENDS
 
 
@@ -403,7 +403,7 @@ def test_the_command_writes_all_files(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["peers"], 1, "python benchmarks/engine.py"),
+        (["peers", "--peer", "thorch"], 2, "invalid choice"),
         (["slot"], 2, "invalid choice"),
         (["slots", "--threads", "0"], 2, "whole number"),
         (["slots", "--seconds", "0"], 2, "above 0"),

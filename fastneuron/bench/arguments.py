@@ -7,19 +7,21 @@ import json
 import os
 from typing import Any
 
-from fastneuron.arguments import BLAS_THREADS, DTYPES, count, seconds
+from fastneuron.arguments import DTYPES, count, seconds
+from fastneuron.peers import NAMES as PEERS
+from fastneuron.peers import environment
 
 __all__ = ["add_parser"]
 
 # Repeated from the tables, which need numpy; a test holds them equal.
 SUITES = {
-    "all": "all of these but peers",
+    "all": "all of these",
     "slots": "each kernel of each backend",
     "ops": "the same through fastneuron.ops, which checks its arrays",
     "steps": "whole training steps",
     "inference": "outputs for one row and for many",
     "data": "gathering, shuffling, checking arrays, reading tables",
-    "peers": "other libraries (not here: says where)",
+    "peers": "whole training steps, beside other libraries",
 }
 BACKENDS = ("numpy", "numba", "cython")
 
@@ -37,8 +39,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _add_options(bench)
     kinds = bench.add_subparsers(metavar="SUITE", dest="suite", title="suites (all)")
     bench.set_defaults(
-        verb=_run, suite="all", quick=False, backend=[], dtype=[], only=[], threads=1,
-        passes=None, one_pass=False, seconds=float("inf"), json=None, csv=None,
+        verb=_run, suite="all", quick=False, backend=[], peer=[], dtype=[], only=[], threads=1,
+        passes=None, one_pass=None, seconds=float("inf"), json=None, csv=None,
         plot=None, resume=None,
     )  # fmt: skip
     for suite, text in SUITES.items():
@@ -69,6 +71,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help=f"only this one of {', '.join(BACKENDS)} (may be repeated)",
     )  # fmt: skip
     parser.add_argument(
+        "--peer", action="append", choices=PEERS, metavar="NAME",
+        help=f"of the peers only this one of {', '.join(PEERS)} (may be repeated)",
+    )  # fmt: skip
+    parser.add_argument(
         "--dtype", action="append", choices=DTYPES, metavar="NAME",
         help=f"only this one of {', '.join(DTYPES)} (may be repeated)",
     )  # fmt: skip
@@ -82,10 +88,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--passes", type=count, metavar="N",
-        help="times that each workload is measured (4, quick 6)",
+        help="times that each workload is measured (4, quick 6; peers 3, quick 2)",
     )  # fmt: skip
-    # How the command starts the process of a pass.
-    parser.add_argument("--one-pass", action="store_true", help=argparse.SUPPRESS)
+    # How the command starts the process of a pass, which is told its number.
+    parser.add_argument("--one-pass", type=count, help=argparse.SUPPRESS)
     parser.add_argument(
         "--seconds", type=seconds, metavar="N", help="begin no workload after so long (no limit)"
     )
@@ -99,10 +105,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.threads:
-        # Before NumPy is imported, which loads its BLAS.
-        for name in (*BLAS_THREADS, "FASTNEURON_NUM_THREADS"):
-            os.environ[name] = str(options.threads)
+    # Before NumPy is imported, which loads its BLAS.
+    os.environ.update(environment.told(options.threads))
+    if options.one_pass and options.threads:
+        environment.pin(options.threads)
     from fastneuron.bench import command
 
     (command.one_pass if options.one_pass else command.run)(options)

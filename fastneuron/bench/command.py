@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 from fastneuron.bench import comparing, running
 from fastneuron.bench.results import Result
+from fastneuron.bench.workloads import Workload
 from fastneuron.errors import DataError, FastneuronError
 
 __all__ = ["compare", "one_pass", "run"]
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> None:
     FastneuronError
         After all that, where a result is wrong.
     """
-    running.choose(options.suite, options.quick, options.only, options.dtype)
+    chosen = running.choose(options.suite, options.quick, options.only, options.dtype)
     if options.plot:
         from fastneuron import plots
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     with TemporaryDirectory() as folder:
         path = options.resume or str(Path(folder, "run.json"))
         if _is_the_command():
-            _run_in_processes(options, path)
+            _run_in_processes(options, chosen, path)
             result = _read(path)
         else:
             result = _run_here(options, path)
@@ -78,7 +79,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def one_pass(options: argparse.Namespace) -> None:
-    """Do what is left of the passes up to `options.passes`, and write the run."""
+    """Do what is left of the passes up to the one that is asked for, and write the run."""
     _run_here(options, options.resume).write_json(options.resume)
 
 
@@ -87,10 +88,11 @@ def _run_here(options: argparse.Namespace, path: str) -> Result:
     return running.run(
         options.suite,
         quick=options.quick,
-        names=options.backend,
+        names=[*options.backend, *options.peer],
         only=options.only,
         dtypes=options.dtype,
         passes=options.passes,
+        last_pass=options.one_pass,
         seconds=options.seconds,
         earlier=earlier,
         told=_progress(),
@@ -106,22 +108,23 @@ def _is_the_command() -> bool:
     return main.__package__ == "fastneuron" or Path(sys.argv[0]).stem == "fastneuron"
 
 
-def _run_in_processes(options: argparse.Namespace, path: str) -> None:
+def _run_in_processes(options: argparse.Namespace, chosen: list[Workload], path: str) -> None:
     """Do each pass in a process of its own, which goes on with the file at `path`."""
     given = [options.suite]
     given += ["--quick"] * options.quick
-    for name in ("backend", "dtype", "only"):
+    given += [f"--passes={options.passes}"] * bool(options.passes)
+    for name in ("backend", "peer", "dtype", "only"):
         given += [f"--{name}={value}" for value in getattr(options, name)]
     begin = time.monotonic()
     first = 1
     if Path(path).exists():
         earlier = _read(path)
         first = earlier.settings["passes"] + (earlier.not_measured == 0)
-    passes = options.passes or running.PASSES[options.quick]
+    passes = running.passes_of(chosen, options.quick, options.passes)
     for turn in range(min(first, passes), passes + 1):
         left = max(options.seconds - (time.monotonic() - begin), 1e-3)
-        command = [sys.executable, "-m", "fastneuron", "bench", *given, "--one-pass"]
-        command += [f"--threads={options.threads or 'auto'}", f"--passes={turn}"]
+        command = [sys.executable, "-m", "fastneuron", "bench", *given, f"--one-pass={turn}"]
+        command += [f"--threads={options.threads or 'auto'}"]
         command += [f"--seconds={left}", f"--resume={path}"]
         # stderr is this process's: there a pass shows how far it is, and says what went wrong.
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)

@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from fastneuron import backends, machine
+from fastneuron import backends, machine, peers
 from fastneuron.bench.ceilings import Ceilings, measure
 from fastneuron.bench.results import Key, Result, Row, Sample
 from fastneuron.bench.suites import workloads
 from fastneuron.bench.workloads import BACKENDS, HOST, NotItsOwn, Prepared, Workload
 from fastneuron.errors import BackendUnavailable, DataError, SpecError
+from fastneuron.peers.roster import PEERS
 from fastneuron.profiling.pairs import Series, interleaved
 from fastneuron.threads import requested_threads
 
-__all__ = ["PASSES", "choose", "run", "yardsticks"]
+__all__ = ["choose", "passes_of", "run", "yardsticks"]
 
 #: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
 PASSES, ROUNDS, SECONDS = (4, 6), (10, 10), (0.5, 0.25)
@@ -74,6 +75,7 @@ def run(
     only: Iterable[str] = (),
     dtypes: Iterable[str] = (),
     passes: int | None = None,
+    last_pass: int | None = None,
     seconds: float = float("inf"),
     earlier: Result | None = None,
     told: Told = lambda _: None,
@@ -89,12 +91,14 @@ def run(
     quick : bool
         Fewer workloads, passes and rounds: some two minutes for all suites.
     names : iterable of str
-        Backends; all that run here where it is left out.
+        Backends and peers; where none of them is named, all that run here.
     only : iterable of str
         Parts of the name of a workload, one of which it must have.
     dtypes : iterable of str
     passes : int, optional
         How often each workload is measured.
+    last_pass : int, optional
+        End after this pass; later ones may go on with the result.
     seconds : float
         No workload is begun after so long.
     earlier : Result, optional
@@ -108,8 +112,8 @@ def run(
 
     Raises
     ------
-    UnknownNameError, FastneuronError
-        Where there is no such suite here.
+    UnknownNameError
+        Where there is no such suite.
     SpecError
         Where no workload is left.
     DataError
@@ -117,11 +121,12 @@ def run(
     """
     begin = clock()
     chosen = choose(suite, quick, only, dtypes) if listed is None else listed
-    passes = passes or PASSES[quick]
+    last = passes_of(chosen, quick, passes)
+    turns = min(last, last_pass or last)
     threads = requested_threads(None)
-    settings = {"suite": suite, "quick": quick, "threads": threads, "passes": passes,
+    settings = {"suite": suite, "quick": quick, "threads": threads, "passes": turns,
                 "rounds": ROUNDS[quick]}  # fmt: skip
-    usable, starts, missing = _load(names)
+    usable, starts, missing = _load(tuple(names), {name for w in chosen for name in w.backends})
     described = _described()
     if earlier is None:
         ceilings = measure(threads or 1)
@@ -130,10 +135,13 @@ def run(
         ceilings, starts = Ceilings.from_json(earlier.ceilings), {**earlier.starts, **starts}
     found: dict[Key, Row] = {} if earlier is None else earlier.by_key()
     left: list[Workload] = []
-    for turn in range(passes):
+    for turn in range(turns):
         left = []
         for workload in chosen:
-            if all(_done(found.get(key), turn) for key in _keys(workload, usable)):
+            keys = _keys(workload, usable)
+            if turn >= passes_of([workload], quick, passes):
+                continue
+            if all(_done(found.get(key), turn) for key in keys):
                 continue
             if clock() - begin > seconds:
                 left.append(workload)
@@ -174,27 +182,43 @@ def choose(
     return chosen
 
 
+def passes_of(chosen: Iterable[Workload], quick: bool, passes: int | None) -> int:
+    """Return after how many passes all of these workloads are measured."""
+    return passes or max((w.passes or PASSES)[quick] for w in chosen)
+
+
 def _described() -> dict[str, Any]:
     """Return the machine; what changes from run to run of the same one is left out."""
     found = machine.describe()
+    others = {kind.distribution: kind.version() for kind in PEERS.values() if not kind.missing()}
+    found["versions"] = others | found["versions"]
     return {name: found[name] for name in ("versions", "platform", "processor", "cpu_features",
                                            "cores")}  # fmt: skip
 
 
-def _load(names: Iterable[str]) -> tuple[tuple[str, ...], dict[str, float], dict[str, str]]:
-    """Load the backends; return those that run, their seconds, and why the others do not."""
+def _load(
+    names: tuple[str, ...], needed: set[str]
+) -> tuple[tuple[str, ...], dict[str, float], dict[str, str]]:
+    """Load who is needed; return those that run, their seconds, and why the others do not."""
     usable: list[str] = []
     starts: dict[str, float] = {}
     missing: dict[str, str] = {}
-    for name in tuple(names) or BACKENDS:
-        start = time.perf_counter()
-        try:
-            _ = backends.get(name).slots
-        except BackendUnavailable as error:
-            missing[name] = str(error)
-        else:
-            usable.append(name)
-            starts[name] = time.perf_counter() - start
+    for every in (BACKENDS, peers.NAMES):
+        for name in [name for name in every if name in names] or every:
+            if name not in needed or name in usable:
+                continue
+            start = time.perf_counter()
+            try:
+                if every is BACKENDS:
+                    _ = backends.get(name).slots
+                else:
+                    PEERS[name].check()
+                    PEERS[name].load()
+            except BackendUnavailable as error:
+                missing[name] = str(error)
+            else:
+                usable.append(name)
+                starts[name] = time.perf_counter() - start
     return tuple(usable), starts, missing
 
 
@@ -262,7 +286,7 @@ def _measure(
             continue
         yards = [one.seconds.tolist() for name, one in measured.items() if name not in ready]
         for key, prepared in ready.items():
-            sample = Sample(measured[key].seconds.tolist(), yards)
+            sample = Sample((measured[key].seconds / prepared.units).tolist(), yards)
             rows.append(
                 Row(
                     key,
@@ -308,11 +332,5 @@ def _joined(before: Row | None, row: Row) -> Row:
 
 def _ordered(found: dict[Key, Row], chosen: list[Workload]) -> tuple[Row, ...]:
     """Return rows as the suites have them, what this run did not ask for after them."""
-    place = {_keys(w, (name,))[0][:5]: i for i, w in enumerate(chosen) for name in w.backends[:1]}
-    ranks = {name: i for i, name in enumerate((*backends.NAMES, *HOST))}
-    return tuple(
-        sorted(
-            found.values(),
-            key=lambda row: (place.get(row.key[:5], len(place)), ranks[row.key.backend]),
-        )
-    )
+    place = {key: i for i, key in enumerate(key for w in chosen for key in _keys(w, w.backends))}
+    return tuple(sorted(found.values(), key=lambda row: place.get(row.key, len(place))))

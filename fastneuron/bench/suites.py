@@ -1,4 +1,4 @@
-"""Every suite by name: its workloads, and where suites are that live elsewhere."""
+"""Every suite by name, and its workloads."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from itertools import chain
 from fastneuron.bench.data import data
 from fastneuron.bench.kernels import fused_ops, slots
 from fastneuron.bench.networks import inference, steps
+from fastneuron.bench.peers import peers
 from fastneuron.bench.workloads import Workload
-from fastneuron.errors import FastneuronError, UnknownNameError
+from fastneuron.errors import UnknownNameError
 from fastneuron.registry import Registry
 
-__all__ = ["ELSEWHERE", "SUITES", "workloads"]
+__all__ = ["SUITES", "workloads"]
 
-#: Every suite that runs here, in the order of its table.
+#: Every suite, in the order of its table.
 SUITES: Registry[Callable[[], Iterator[Workload]]] = Registry("suite")
 for _name, _suite in (
     ("slots", slots),
@@ -22,11 +23,9 @@ for _name, _suite in (
     ("steps", steps),
     ("inference", inference),
     ("data", data),
+    ("peers", peers),
 ):
     SUITES.register(_name, _suite)
-
-#: Suites that are scripts of the repository, and the command that runs them.
-ELSEWHERE = {"peers": "python benchmarks/engine.py"}
 
 
 def workloads(suite: str = "all") -> list[Workload]:
@@ -36,20 +35,11 @@ def workloads(suite: str = "all") -> list[Workload]:
     ------
     UnknownNameError
         Where no suite is called so; the message lists those that exist.
-    FastneuronError
-        Where the suite is a script of the repository; the message is its command.
     """
-    if suite in ELSEWHERE:
-        raise FastneuronError(
-            f"the suite {suite!r} is not part of the package: in a clone of the repository, "
-            f"run {ELSEWHERE[suite]}"
-        )
     if suite == "all":
         return list(chain.from_iterable(map(workloads, SUITES)))
     if suite not in SUITES:
-        raise UnknownNameError(
-            f"unknown suite {suite!r} (available: all, {', '.join([*SUITES, *ELSEWHERE])})"
-        )
+        raise UnknownNameError(f"unknown suite {suite!r} (available: all, {', '.join(SUITES)})")
     found = list(SUITES[suite]())
     names = list(dict.fromkeys(workload.name for workload in found))
     return sorted(found, key=lambda workload: names.index(workload.name))

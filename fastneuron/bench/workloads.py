@@ -1,4 +1,4 @@
-"""What is timed: a workload, checked work of one backend at it, and the registry of suites."""
+"""What is timed: a workload, and checked work of one contestant at it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HOST = ("host",)
 
 
 class NotItsOwn(Exception):
-    """A backend takes this from another one, whose row it is."""
+    """A backend takes this from another one, whose row it is, or a library cannot do it at all."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,19 @@ class Prepared:
         memory.
     more : dict
         What else a reader wants to know, such as the threads that the engine chose.
+    units : int
+        Units that are done for each one that is asked for: who compiles for a number of steps does
+        no other.
     """
 
     work: Callable[[int], object]
     error_over_bound: float
     start_seconds: float
     more: dict[str, Any] = field(default_factory=dict)
+    units: int = 1
 
 
-#: Given a backend's name, checks its result and returns its work. It raises AssertionError where
+#: Given a contestant's name, checks its result and returns its work. It raises AssertionError where
 #: the result is wrong, `NotItsOwn`, or BackendUnavailable.
 Prepare = Callable[[str], Prepared]
 
@@ -81,9 +85,12 @@ class Workload:
     quick : bool
         Whether the quick run has it.
     backends : tuple of str
+        The contestants: `BACKENDS`, `HOST`, or the names of peers.
     chunk : int
         Units that a harness which times single calls shall time together, where the way into a
         call would hide the work.
+    passes : tuple of (int, int), optional
+        Of a full and of a quick run, where they are others than usual.
     """
 
     suite: str
@@ -98,6 +105,7 @@ class Workload:
     quick: bool = False
     backends: tuple[str, ...] = BACKENDS
     chunk: int = 1
+    passes: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:

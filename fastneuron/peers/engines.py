@@ -18,6 +18,7 @@ from fastneuron.peers.peer import Peer
 from fastneuron.peers.problems import BETA1, BETA2, DECAY, EPSILON, MOMENTUM, RHO, Problem
 from fastneuron.rates import Rates
 from fastneuron.schedules import Horizon
+from fastneuron.threads import requested_threads
 
 Array = Any
 
@@ -28,7 +29,8 @@ class Fastneuron(Peer):
     module = distribution = "fastneuron"
     ours = drops_alike = True
     backend: ClassVar[str]
-    n_threads: ClassVar[int | None] = None  # left to the engine, which sees the cores it may use
+    #: Left to FASTNEURON_NUM_THREADS, then to the engine, which sees the cores it may use.
+    n_threads: ClassVar[int | None] = None
     # Seconds of one call of the engine, as in fastneuron.trainer.
     CHUNK: ClassVar[float] = 0.025
 
@@ -50,7 +52,7 @@ class Fastneuron(Peer):
             problem.spec(self._dtype()),
             LOSSES[problem.loss],
             self.optimizer,
-            n_threads=self.n_threads,
+            n_threads=requested_threads(self.n_threads),
             batch_size=problem.batch,
         )
         self.chunk = 1
@@ -63,6 +65,10 @@ class Fastneuron(Peer):
     def missing(cls) -> str:
         found = backends.available()[cls.backend]
         return str(found) if isinstance(found, BackendUnavailable) else ""
+
+    @classmethod
+    def load(cls) -> None:
+        _ = backends.get(cls.backend).slots
 
     def reset(self) -> None:
         self.step = 0

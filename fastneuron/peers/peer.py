@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
+from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels.contract import Parameters
 from fastneuron.peers.problems import Problem
 
@@ -55,7 +57,19 @@ class Peer(ABC):
         return "" if find_spec(cls.module) else f"{cls.module} is not installed"
 
     @classmethod
+    def check(cls) -> None:
+        """Raise BackendUnavailable where this peer cannot be measured here."""
+        if reason := cls.missing():
+            raise BackendUnavailable(reason)
+
+    @classmethod
+    def load(cls) -> None:
+        """Import what it trains with, so that a first step shows only what is its own."""
+        import_module(cls.module)
+
+    @classmethod
     def version(cls) -> str:
+        """Return the version of the library."""
         try:
             return version(cls.distribution)
         except PackageNotFoundError:
