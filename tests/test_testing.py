@@ -247,6 +247,34 @@ def test_bound_of_a_product() -> None:
     assert_within(x * y, multiply(exact(x), exact(y), Precision.of("float32")))
 
 
+def test_a_sum_of_products_with_zero_has_no_bound() -> None:
+    """Nothing underflows there, so a gate behind it cannot flip; beside it there is one."""
+    x, w = np.array([[0.0, 2.0, 0.0]]), np.array([[3.0, 0.0], [0.0, 1e-45], [5.0, 0.0]])
+    found = matmul(exact(x), exact(w.astype(np.float32)), SINGLE)
+    assert found.bound[0, 0] == 0
+    assert found.bound[0, 1] >= 3 * SINGLE.subnormal
+    moved = matmul(Bounded(x, np.array([[1e-30, 0, 0]])), exact(w), SINGLE)
+    assert moved.bound[0, 0] >= 3e-30
+    zeros = activate(found, ACTIVATIONS["relu"], SINGLE)
+    assert gate(exact(np.ones((1, 2))), zeros, ACTIVATIONS["relu"], SINGLE).bound[0, 0] == 0
+
+
+@pytest.mark.parametrize("sizes", [(784, 512), (512, 10), (10, 300), (3, 2), (1, 7), (7, 1)])
+def test_few_links_leave_nothing_out(sizes: tuple[int, int]) -> None:
+    spec = NetworkSpec.chain([Dense(*sizes)])
+    ((weight, _),) = draw_parameters(spec, np.random.default_rng(0), links=2)
+    linked = weight != 0
+    least = min(2, *sizes)
+    assert linked.any(axis=1).all()
+    assert linked.any(axis=0).all()
+    assert linked.sum(axis=0).mean() > 0.9 * least
+    assert linked.sum(axis=1).mean() > 0.9 * least
+    assert linked.sum(axis=0).max() <= max(2, -(-2 * sizes[0] // sizes[1]))
+    # Sums of squares of a column, whose mean is 1: within 5 standard deviations.
+    squares = np.square(weight, dtype=np.float64).sum(axis=0)
+    assert abs(squares.mean() - 1) < 5 * np.sqrt(2 / linked.sum())
+
+
 def corners(rng: np.random.Generator, x: Bounded) -> Any:
     """A value that `x` stands for, at the ends of its interval or between."""
     return x.value + x.bound * rng.choice([-1.0, 1.0, 0.3], x.value.shape)

@@ -138,13 +138,19 @@ def assert_within(got: Any, want: Bounded, what: str = "got") -> float:
 
 
 def matmul(x: Bounded, w: Bounded, p: Precision, extra: int = 0) -> Bounded:
-    """Return x w: ``g(k + extra) (|x| + Ex)(|w| + Ew) + Ex |w| + (|x| + Ex) Ew + k subnormals``."""
+    """Return x w: ``g(k + extra) (|x| + Ex)(|w| + Ew) + Ex |w| + (|x| + Ex) Ew + k subnormals``.
+
+    A sum of nothing but products with 0 is 0: it has no subnormals, nor any bound.
+    """
     k = x.value.shape[1]
     left = p.g(k + extra) * x.size + x.bound
-    bound = left @ np.abs(w.value) + k * p.subnormal
+    bound = left @ np.abs(w.value)
     if w.bound.any():
         bound += (1 + p.g(k + extra)) * (x.size @ w.bound)
-    return Bounded(x.value @ w.value, bound)
+    underflow: Any = k * p.subnormal
+    if not bound.all():
+        underflow = underflow * ((x.size > 0).astype(np.float32) @ (w.size > 0) > 0)
+    return Bounded(x.value @ w.value, bound + underflow)
 
 
 def dense(x: Bounded, w: Bounded, b: Bounded | None, p: Precision) -> Bounded:

@@ -72,20 +72,44 @@ class Case:
     statistics: Statistics | None = None
 
 
-def draw_parameters(spec: NetworkSpec, rng: np.random.Generator) -> Parameters:
+def draw_parameters(
+    spec: NetworkSpec, rng: np.random.Generator, links: int | None = None
+) -> Parameters:
     """Return weights of standard deviation sqrt(1 / I) and biases within +-0.5.
 
     Those of a normalisation, one a feature, lie around 1; some are below 0.
+
+    Parameters
+    ----------
+    spec, rng
+    links : int, optional
+        Weights other than 0 that a neuron has on its way in and on its way out, where there is room
+        for so many; I is then the number of those in. Worst cases grow with the sums of absolute
+        weights, layer by layer: through dense weights of some hundred inputs they are soon above
+        the gradients themselves, through a few they are not.
     """
     parameters: Parameters = []
     for layer in spec.layers:
         inputs, outputs = int(layer.in_features or 0), int(layer.out_features or 0)
-        dense = isinstance(layer, Dense)
-        middle, width = (0.0, inputs**-0.5) if dense else (1.0, 0.5)
-        weight = rng.normal(middle, width, layer.weight_shape).astype(spec.dtype)
+        if not isinstance(layer, Dense):
+            weight = rng.normal(1.0, 0.5, layer.weight_shape)
+        elif links is None:
+            weight = rng.normal(0, inputs**-0.5, layer.weight_shape)
+        else:
+            weight = _few_links(rng, inputs, outputs, max(links, -(-links * inputs // outputs)))
         bias = rng.uniform(-0.5, 0.5, outputs).astype(spec.dtype) if layer.bias else None
-        parameters.append((weight, bias))
+        parameters.append((weight.astype(spec.dtype), bias))
     return parameters
+
+
+def _few_links(rng: np.random.Generator, inputs: int, outputs: int, count: int) -> Array:
+    """Return weights (inputs, outputs), up to `count` a column, dealt from all inputs evenly."""
+    count = min(count, inputs)
+    decks = [rng.permutation(inputs) for _ in range(-(-count * outputs // inputs))]
+    dealt = np.concatenate(decks)[: count * outputs].reshape(outputs, count).T
+    weight = np.zeros((inputs, outputs))
+    np.put_along_axis(weight, dealt, rng.normal(0, count**-0.5, dealt.shape), axis=0)
+    return weight
 
 
 def draw_inputs(rng: np.random.Generator, rows: int, features: int, dtype: str) -> Array:
