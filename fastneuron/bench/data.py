@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastneuron.arrays import as_rows, as_targets
-from fastneuron.bench.networks import OPTIMIZERS, StepProblem
+from fastneuron.bench.step_problem import OPTIMIZERS, StepProblem
 from fastneuron.bench.workloads import HOST, Prepare, Prepared, Workload, first_call, repeated
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
