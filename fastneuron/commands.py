@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import io
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +38,7 @@ __all__ = ["predict", "train", "warm_up"]
 
 def train(options: argparse.Namespace) -> None:
     """Train on a raw table, report, and write the model file."""
-    _check_writable(options.out)
+    files.check_writable(options.out)
     if Path(options.out).exists() and not Path(options.out).is_file():
         raise ModelFileError(f"{options.out}: is a device or a pipe; a model needs a file")
     backends.get(options.backend)  # what cannot run is said before the table is read
@@ -101,8 +99,7 @@ def train(options: argparse.Namespace) -> None:
 
 def predict(options: argparse.Namespace) -> None:
     """Predict each row of a raw table and write CSV."""
-    if options.out:
-        _check_writable(options.out)
+    files.check_writable(options.out or None)
     net, preprocessing = _load(options.model)
     target = preprocessing.target
     table = read_table(options.data)
@@ -278,14 +275,3 @@ def _write(path: Path, text: str) -> None:
             stream.write(text)
     else:
         files.write_atomically(path, text.encode("utf-8"))
-
-
-def _check_writable(path: str) -> None:
-    """Refuse a path that cannot be written before minutes of work go into what it should hold."""
-    parent = Path(path).parent
-    if Path(path).is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(parent))
-    if not os.access(parent, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)

@@ -9,6 +9,7 @@ file is ever executed.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -118,6 +119,33 @@ def load(path: str | os.PathLike[str]) -> ModelFile:
         raise ModelFileError(f"{where}: {error}") from None
     except (FastneuronError, Exception) as error:  # hostile bytes: whatever they provoke
         raise ModelFileError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def check_writable(*paths: str | os.PathLike[str] | None) -> None:
+    """Refuse paths that cannot be written before minutes of work go into what they should hold.
+
+    Parameters
+    ----------
+    *paths : path_like or None
+        None is a file that nobody asked for.
+
+    Raises
+    ------
+    OSError
+        As writing there would; its message says what to do.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        name, parent = os.fspath(path), Path(path).parent
+        if Path(path).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder; give the name of a file", name)
+        if not parent.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, "there is no such folder; make it first", str(parent)
+            )
+        if not os.access(parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:

@@ -359,7 +359,7 @@ def test_what_cannot_be_written_is_said_before_training(
 ) -> None:
     arguments = ("train", flowers, "--target", "species", *FAST, "--out")
     assert "no such folder" in fails(capsys, *arguments, tmp_path / "none" / "model")
-    assert "Is a directory" in fails(capsys, *arguments, tmp_path)
+    assert "is a folder" in fails(capsys, *arguments, tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
         assert "a model needs a file" in fails(capsys, *arguments, tmp_path / "pipe")

@@ -360,3 +360,18 @@ def test_a_folder_or_a_device_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(fn.ModelFileError, match="no regular file"):
         files.write_atomically(os.devnull, b"content")
     assert not Path(os.devnull).is_file()
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    files.check_writable(None, tmp_path / "new", str(tmp_path / "other"), "here")
+    with pytest.raises(IsADirectoryError, match="give the name of a file"):
+        files.check_writable(None, tmp_path)
+    with pytest.raises(FileNotFoundError, match="make it first") as missing:
+        files.check_writable(tmp_path / "new", tmp_path / "none" / "file")
+    assert missing.value.filename == str(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+    locked = tmp_path / "locked"
+    locked.mkdir(0o500)
+    if not os.access(locked, os.W_OK):  # an administrator may write everywhere
+        with pytest.raises(PermissionError):
+            files.check_writable(locked / "file")

@@ -445,7 +445,7 @@ def test_wrong_usage(given: list[str], capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("given", "want"),
     [
-        (["--json", "nowhere/found.json"], "no folder"),
+        (["--json", "nowhere/found.json"], "no such folder"),
         (["--plot", "."], "is a folder"),
         (["--sweep", "width=4", "--sweep", "width=8"], "twice"),
         (["--layers", "784"], "layers needs"),

@@ -257,6 +257,6 @@ def test_the_commands_write_what_is_asked_for(
 def test_wrong_usage_is_said_before_anything_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "step", "--dropout", "1"]) == 2
     assert main(["profile", "step", "--trace", "/no/such/folder/file"]) == 1
-    assert "there is no folder" in capsys.readouterr().err
+    assert "there is no such folder" in capsys.readouterr().err
     assert main(["profile", "step", "--backend", "numpy"]) == 1
     assert "compiled engine" in capsys.readouterr().err

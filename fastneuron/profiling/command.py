@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from fastneuron import plots
 from fastneuron.errors import FastneuronError
-from fastneuron.files import write_atomically
+from fastneuron.files import check_writable, write_atomically
 from fastneuron.profiling.bias_profile import BiasProfile, bias
 from fastneuron.profiling.bias_sweeps import BiasSweep, bias_sweep
 
-__all__ = ["check_writable", "profile_bias", "write_json"]
+__all__ = ["profile_bias", "write_json"]
 
 #: Seconds of timing where none are asked for: of one profile, and of a sweep.
 SECONDS, SWEEP_SECONDS = 30.0, 120.0
@@ -25,8 +24,7 @@ def profile_bias(options: argparse.Namespace) -> None:
     axes = dict(options.sweep)
     if len(axes) < len(options.sweep):
         raise FastneuronError("--sweep names an axis twice; give all its values at once")
-    for path in (options.json, options.plot):
-        check_writable(path)
+    check_writable(options.json, options.plot)
     if options.plot:
         plots.require()
     setting = {
@@ -66,13 +64,3 @@ def _say(line: str) -> None:
 def write_json(path: str, found: dict[str, Any]) -> None:
     """Write plain values, whole or not at all."""
     write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
-
-
-def check_writable(path: str | None) -> None:
-    """Refuse a path that cannot be written before minutes of timing go into what it should hold."""
-    if path is None:
-        return
-    if Path(path).is_dir():
-        raise FastneuronError(f"{path}: is a folder; give the name of a file")
-    if not Path(path).parent.is_dir():
-        raise FastneuronError(f"{path}: there is no folder {Path(path).parent}; make it first")

@@ -7,10 +7,10 @@ import json
 
 from fastneuron import plots
 from fastneuron.elision import ELISION
-from fastneuron.files import write_atomically
+from fastneuron.files import check_writable, write_atomically
 from fastneuron.network import mlp
 from fastneuron.profiling import step_figure
-from fastneuron.profiling.command import check_writable, write_json
+from fastneuron.profiling.command import write_json
 from fastneuron.profiling.roofs import roofline as placed
 from fastneuron.profiling.step_profile import StepProfile
 from fastneuron.profiling.step_profile import step as profiled
@@ -46,8 +46,7 @@ def roofline(options: argparse.Namespace) -> None:
 
 
 def _profiled(options: argparse.Namespace) -> StepProfile:
-    for path in (options.json, options.plot):  # before seconds are spent
-        check_writable(path)
+    check_writable(options.json, options.plot)  # before seconds are spent
     if options.plot:
         plots.require()
     ELISION.silence()  # the report's first line shows what stands where
