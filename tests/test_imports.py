@@ -22,6 +22,7 @@ HOUSE = (
     ("keys",),
     ("kernels.contract", "rates"),
     ("kernels.columns", "kernels.stages"),
+    ("kernels.tiles",),
     (
         "kernels.layout",
         "kernels._cython_cpu",

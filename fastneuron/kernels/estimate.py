@@ -30,9 +30,9 @@ import numpy as np
 
 from fastneuron.kernels import columns as at
 from fastneuron.kernels.columns import FUSE_FROM, panels
-from fastneuron.kernels.layout import kind_of
 from fastneuron.kernels.prices import ACTIVATIONS, OTHER_ACTIVATION, Prices, tile_heights
 from fastneuron.kernels.speeds import Speeds
+from fastneuron.kernels.tiles import kind_of
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
