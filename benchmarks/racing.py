@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastneuron.peers.environment import SETTLE
 from fastneuron.peers.judging import Judge, WrongResult
 from fastneuron.peers.peer import Peer, Unsupported
 from fastneuron.peers.problems import Problem, Row, draw_order, problem_of
@@ -23,9 +24,6 @@ Say = Callable[[str], None]
 ROUNDS, LEAST_ROUNDS = 9, 5
 #: Seconds of one timed block, at most, and its steps: the order of a block stays in a cache.
 LONGEST_BLOCK, MOST_STEPS = 0.1, 32768
-#: Seconds that another library's threads may spin for after their last work (OpenBLAS: 80 ms, 2^26
-#: cycles) before they leave the second core to others.
-SETTLE = 0.15
 
 
 class Entrant:

@@ -141,6 +141,22 @@ def test_the_time_is_kept_and_shared() -> None:
         assert 0.01 < series.units * want < 0.04, "a block is some 20 ms"
 
 
+@pytest.mark.parametrize(("seconds", "want"), [(1e-3, 9), (0.24, 4), (0.31, 3), (10.0, 2)])
+def test_work_that_takes_long_has_fewer_rounds(seconds: float, want: int) -> None:
+    """Three seconds of rounds, of a contestant twice as slow as the other, but no fewer than 2."""
+    now = [0.0]
+
+    def contestant(cost: float) -> Callable[[int], None]:
+        def work(units: int) -> None:
+            now[0] += cost * units
+
+        return work
+
+    pair = {"a": contestant(seconds), "b": contestant(2 * seconds)}
+    found = interleaved(pair, 1.0, rounds=9, fewest=2, clock=lambda: now[0])
+    assert [len(one.seconds) for one in found.values()] == [want, want]
+
+
 def test_contestants_take_turns() -> None:
     calls: list[str] = []
     now = [0.0]

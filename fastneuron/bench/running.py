@@ -23,6 +23,7 @@ from fastneuron.bench.results import Key, Result, Row, Sample
 from fastneuron.bench.suites import workloads
 from fastneuron.bench.workloads import BACKENDS, HOST, NotItsOwn, Prepared, Workload
 from fastneuron.errors import BackendUnavailable, DataError, SpecError
+from fastneuron.peers.environment import SETTLE
 from fastneuron.peers.roster import PEERS
 from fastneuron.profiling.pairs import Series, interleaved
 from fastneuron.threads import requested_threads
@@ -30,7 +31,9 @@ from fastneuron.threads import requested_threads
 __all__ = ["choose", "passes_of", "run", "yardsticks"]
 
 #: Passes of a full and of a quick run, rounds of a pass, and seconds for the rounds of a workload.
-PASSES, ROUNDS, SECONDS = (4, 6), (10, 10), (0.5, 0.25)
+PASSES, ROUNDS, SECONDS = (4, 4), (10, 10), (0.4, 0.25)
+#: Rounds of work that takes a tenth of a second.
+FEWEST = 5
 #: How `interleaved` names the yardsticks.
 _YARD = "yardstick {}".format
 
@@ -278,7 +281,13 @@ def _measure(
         contestants |= {_YARD(i): work for i, work in enumerate(yardsticks())}
         try:
             measured: Mapping[Any, Series] = interleaved(
-                contestants, SECONDS[quick], rounds=ROUNDS[quick], seed=turn, clock=clock
+                contestants,
+                SECONDS[quick],
+                rounds=ROUNDS[quick],
+                fewest=FEWEST,
+                pause=SETTLE if w.others and requested_threads(None) != 1 else 0.0,
+                seed=turn,
+                clock=clock,
             )
         except _BrokenOff as stop:  # without it, the others can go on
             del ready[stop.key]

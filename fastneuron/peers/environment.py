@@ -6,7 +6,11 @@ import os
 
 from fastneuron.arguments import BLAS_THREADS
 
-__all__ = ["pin", "told"]
+__all__ = ["SETTLE", "pin", "told"]
+
+#: Seconds that another library's threads may spin for after their last work (OpenBLAS: 80 ms, 2^26
+#: cycles) before they leave the other cores to others.
+SETTLE = 0.15
 
 
 def told(threads: int | None) -> dict[str, str]:

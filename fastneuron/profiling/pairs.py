@@ -54,6 +54,8 @@ SITTINGS, LEAST_ROUNDS_A_SITTING = 15, 3
 _ALIKE = 1.25
 #: Bytes that contestants are shifted by, at most.
 _APART = 64 << 10
+#: Seconds of rounds from which on there are fewer of them: two seconds show the same mood as ten.
+LONGEST = 3.0
 #: Seconds of one timed block: long against a clock's resolution and a call, short against moods.
 BLOCK_SECONDS = 0.02
 
@@ -152,6 +154,8 @@ def interleaved(
     seconds: float,
     *,
     rounds: int | None = None,
+    fewest: int | None = None,
+    pause: float = 0.0,
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Series]:
@@ -165,6 +169,10 @@ def interleaved(
         For all of them together, first calls left out.
     rounds : int, optional
         At least 1; left out, as many as there is time for, at least `LEAST_ROUNDS`.
+    fewest : int, optional
+        Rounds, where so many as `rounds` would take more than `LONGEST` seconds.
+    pause : float
+        Seconds of rest before each timed block: threads of the one before spin on for a while.
     seed : int
         Decides the order within each round.
     """
@@ -175,6 +183,8 @@ def interleaved(
         sittings=1,
         rounds=rounds,
         least_rounds=least,
+        fewest=fewest,
+        pause=pause,
         seed=seed,
         clock=clock,
     )
@@ -187,6 +197,8 @@ def in_sittings(
     sittings: int = SITTINGS,
     rounds: int | None = None,
     least_rounds: int = LEAST_ROUNDS_A_SITTING,
+    fewest: int | None = None,
+    pause: float = 0.0,
     seed: int = 0,
     clock: Clock = time.perf_counter,
 ) -> dict[str, Series]:
@@ -202,6 +214,8 @@ def in_sittings(
     sittings : int
     rounds : int, optional
         Of each sitting; left out, as many as there is time for, at least `least_rounds`.
+    fewest, pause
+        As `interleaved` takes them.
     seed : int
         Decides the order within each round.
     """
@@ -234,9 +248,13 @@ def in_sittings(
         if rounds is None:
             share = seconds / sittings - (built if sitting else 0.0) - a_round
             rounds = max(least_rounds, int(share / a_round))
+        elif fewest is not None and sitting == 0:
+            rounds = max(min(fewest, rounds), min(rounds, int(LONGEST / a_round)))
         for _ in range(rounds):
             # In another order each time, so that nobody always follows the same neighbour.
             for name in shuffled.sample(list(contestants), len(contestants)):
+                if pause:
+                    time.sleep(pause)
                 if units[name] > 1:  # the one before has left its own in the caches
                     contestants[name](1)
                 measured[name].append(_timed(contestants[name], units[name], clock) / units[name])
@@ -342,8 +360,10 @@ def _block(work: Work, clock: Clock, target: float) -> int:
     """Return how many units make a block of `target` seconds."""
     units = 1
     while True:
-        # Of three, as a single one may be disturbed and blocks be too short ever after.
-        seconds = max(min(_timed(work, units, clock) for _ in range(3)), 1e-9)
+        seconds = max(_timed(work, units, clock), 1e-9)
+        if seconds < 4 * target:
+            # Of three, as a single one may be disturbed and blocks be too short ever after.
+            seconds = min(seconds, *(max(_timed(work, units, clock), 1e-9) for _ in range(2)))
         if seconds >= target / 2 or units >= 1 << 20:
             return max(1, int(units * min(target / seconds, 16)))
         units = int(units * min(16.0, max(2.0, target / seconds)))
