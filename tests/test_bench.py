@@ -19,7 +19,6 @@ import pytest
 from fastneuron import backends, ops
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.bench import arguments, running
-from fastneuron.bench.ceilings import Ceilings
 from fastneuron.bench.report import digits
 from fastneuron.bench.results import Key, Result, Row
 from fastneuron.bench.suites import SUITES, workloads
@@ -154,16 +153,6 @@ def test_backends_take_turns_and_are_put_beside_numpy(monkeypatch: pytest.Monkey
     ratio = result.against_numpy(of_cython)
     assert ratio is not None
     assert ratio.value == pytest.approx(4)
-
-
-def test_a_ceiling_is_the_slower_of_arithmetic_and_memory() -> None:
-    ceilings = Ceilings({"float32": 100.0}, ((1000, 50.0), (2000, 10.0)), 1)
-    assert ceilings.floor(1e9, 0, "float32") == pytest.approx(0.01)
-    assert ceilings.floor(0, 500, "float32") == pytest.approx(1e-8)
-    assert ceilings.floor(0, 1500, "float32") == pytest.approx(1.5e-7)
-    assert ceilings.floor(0, 4000, "float32") == pytest.approx(4e-7)
-    assert ceilings.floor(1e3, 500, "int64") == pytest.approx(1e-8)
-    assert Ceilings.from_json(json.loads(json.dumps(ceilings.to_json()))) == ceilings
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, slot: str, fault: Callable[[Any], Any]) -> None:

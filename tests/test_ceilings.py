@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from fastneuron import backends
+from fastneuron.bench import ceilings as bench_ceilings
 from fastneuron.errors import BackendUnavailable
 from fastneuron.profiling import machine_ceilings
 from fastneuron.profiling.machine_ceilings import Level, MachineCeilings
@@ -54,9 +57,44 @@ def test_the_reference_cannot_measure() -> None:
 
 
 def test_floors_are_the_dearer_of_two() -> None:
-    levels = (Level("L1", 1000, 1e9, 1e9), Level("memory", 10**9, 1e8, 1e8))
+    levels = (Level("L1", 1000, 1e9, 9e8), Level("memory", 10**9, 5e7, 1e8))
     machine = MachineCeilings(1, {"float32": 1e9}, levels, "a test")
-    assert machine.floor("float32", 2e9, 10, 10) == 2
-    assert machine.floor("float32", 1, 1e9, 2000) == 1
-    assert machine.floor("float32", 1, 1e9, 2001) == 10, "beyond twice a set: the next level"
+    assert machine.floor(2e9, 10, "float32", 10) == 2
+    assert machine.floor(1, 1e9, "float32", 2000) == 1
+    assert machine.floor(1, 1e9, "float32", 2001) == 10, "beyond twice a set: the next level"
+    assert machine.floor(0, 1000, "float32") == 1e-6, "all that is moved is held"
+    assert machine.floor(1e9, 1000, "int64") == 1e-6, "nobody measured such operations"
     assert machine.level(1e12).name == "memory"
+
+
+def test_ceilings_come_back_from_json_in_either_form() -> None:
+    levels = (Level("L1", 512, 5e10, 4e10), Level("memory", 1 << 20, 1e9, 2e9))
+    machine = MachineCeilings(2, {"float32": 1e11}, levels, "a test")
+    again = MachineCeilings.from_json(json.loads(json.dumps(machine.to_json())))
+    assert again == machine
+    once = {
+        "gflops": {"float32": 100.0},
+        "gbytes": [[1024, 50.0], [2 << 20, 2.0]],
+        "threads": 2,
+    }
+    early = MachineCeilings.from_json(once)
+    assert (early.threads, early.flops) == (2, {"float32": 1e11})
+    assert early.gbytes == machine.gbytes == ((1024, 50.0), (2 << 20, 2.0))
+    for flop, nbytes in ((1e9, 0), (0, 500), (0, 1500), (0, 1e9)):
+        assert early.floor(flop, nbytes, "float32") == machine.floor(flop, nbytes, "float32")
+
+
+def test_a_benchmark_has_ceilings_where_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def missing(threads: int) -> MachineCeilings:
+        raise BackendUnavailable("no compiled backend")
+
+    monkeypatch.setattr(machine_ceilings, "ceilings", missing)
+    monkeypatch.setattr(bench_ceilings, "_SETS", {"L1": 1 << 12, "memory": 1 << 14})
+    monkeypatch.setattr(bench_ceilings, "_BURST", 1e-5)
+    found = bench_ceilings.measure()
+    assert set(found.flops) == {"float32", "float64"}
+    assert min(found.flops.values()) > 1e6
+    assert [size for size, _ in found.gbytes] == [1 << 13, 1 << 15]
+    assert found.levels[0].pace >= found.levels[1].pace > 1e3

@@ -192,7 +192,7 @@ def test_work_is_counted_from_shapes() -> None:
 
 
 def part(name: str, layer: int, seconds: float, work: Work) -> step_profile.Part:
-    floor = MACHINE.floor("float32", 2 * work.multiply_adds, work.moved, work.held)
+    floor = MACHINE.floor(2 * work.multiply_adds, work.moved, "float32", work.held)
     return step_profile.Part(name, layer, seconds, 1.0, work, floor)
 
 

@@ -54,6 +54,16 @@ class Level:
     read: float
     copy: float
 
+    @property
+    def pace(self) -> float:
+        """Bytes a second that nothing exceeds: reading alone or copying, whichever is faster."""
+        return max(self.read, self.copy)
+
+    @property
+    def size(self) -> int:
+        """Bytes that lie in it, of which the set is a share."""
+        return int(self.set_bytes / _SHARE)
+
 
 @dataclass(frozen=True)
 class MachineCeilings:
@@ -75,37 +85,65 @@ class MachineCeilings:
     levels: tuple[Level, ...]
     measured_by: str
 
+    @property
+    def gflops(self) -> dict[str, float]:
+        """`flops` in 1e9 a second."""
+        return {dtype: rate / 1e9 for dtype, rate in self.flops.items()}
+
+    @property
+    def gbytes(self) -> tuple[tuple[int, float], ...]:
+        """Bytes of each level, and its pace in 1e9 bytes a second."""
+        return tuple((level.size, level.pace / 1e9) for level in self.levels)
+
     def level(self, held: float) -> Level:
         """Return the nearest level that holds so many bytes."""
-        for one in self.levels:
-            # A set is `_SHARE` of its level.
-            if held <= one.set_bytes / _SHARE:
-                return one
-        return self.levels[-1]
+        return next((one for one in self.levels if held <= one.size), self.levels[-1])
 
-    def floor(self, dtype: str, operations: float, moved: float, held: float) -> float:
+    def floor(
+        self, operations: float, moved: float, dtype: str, held: float | None = None
+    ) -> float:
         """Return the seconds that operations and bytes take at least: the roofline.
 
         Parameters
         ----------
-        dtype : str
         operations : float
             Two a multiply-add.
         moved : float
             Bytes that are read and written.
-        held : float
-            Bytes that they are part of, which decide the level they come from.
+        dtype : str
+            Of the operations, which take no time where it was not measured.
+        held : float, optional
+            Bytes that those moved are part of, which decide the level they come from; left out,
+            they are all.
         """
-        return max(operations / self.flops[dtype], moved / self.level(held).read)
+        peak = self.flops.get(dtype, np.inf)
+        return max(operations / peak, moved / self.level(moved if held is None else held).pace)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, rates in units a second."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> MachineCeilings:
+        """Return what `to_json` gave, or what runs of `fastneuron bench` once kept in its place.
+
+        Those had 1e9 operations a second, and the bytes of each level with its pace.
+        """
+        threads = int(found["threads"])
+        if "gflops" in found:
+            flops = {dtype: 1e9 * rate for dtype, rate in found["gflops"].items()}
+            levels = [
+                Level("", int(size * _SHARE), 1e9 * pace, 1e9 * pace)
+                for size, pace in found["gbytes"]
+            ]
+            return cls(threads, flops, tuple(levels), "")
+        levels = [Level(**level) for level in found["levels"]]
+        return cls(threads, dict(found["flops"]), tuple(levels), found["measured_by"])
+
     def __str__(self) -> str:
         plural = "s" if self.threads > 1 else ""
         lines = [f"{self.threads} thread{plural}, by the kernels of {self.measured_by}"]
-        lines += [f"{name:<8} {rate / 1e9:8.1f} GFLOP/s" for name, rate in self.flops.items()]
+        lines += [f"{name:<8} {rate:8.1f} GFLOP/s" for name, rate in self.gflops.items()]
         lines.append("level         set     read GB/s   copy GB/s")
         lines += [
             f"{one.name:<8} {_size(one.set_bytes):>8} {one.read / 1e9:11.1f} {one.copy / 1e9:11.1f}"

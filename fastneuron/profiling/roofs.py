@@ -99,8 +99,8 @@ class Roofline:
 
         axes = grid[0][0]
         dtype, machine = self.step.dtype, self.machine
-        peak = machine.flops[dtype] / 1e9
-        slopes = {level.name: level.read / 1e9 for level in machine.levels}
+        peak = machine.gflops[dtype]
+        slopes = {level.name: level.pace / 1e9 for level in machine.levels}
         ends = [point.intensity for point in self.points] + [peak / min(slopes.values())]
         x = np.geomspace(min(ends) / 4, max(*ends, peak / min(slopes.values())) * 2, 200)
         for i, (name, slope) in enumerate(slopes.items()):
@@ -149,7 +149,7 @@ def roofline(step: StepProfile) -> Roofline:
             continue
         level = machine.level(part.work.held)
         intensity = operations / part.work.moved
-        roof = min(machine.flops[step.dtype], intensity * level.read)
+        roof = min(machine.flops[step.dtype], intensity * level.pace)
         points.append(Point(part, intensity, roof, level.name))
     return Roofline(step, tuple(points))
 

@@ -312,6 +312,6 @@ def _parts(
         mean = float(seconds.mean())
         layer = index if part in _OF_LAYERS else None
         imbalance = float(seconds.max()) / mean if mean else 1.0
-        floor = machine.floor(net.spec.dtype, 2 * work.multiply_adds, work.moved, work.held)
+        floor = machine.floor(2 * work.multiply_adds, work.moved, net.spec.dtype, work.held)
         parts.append(Part(PART_NAMES[part], layer, mean, imbalance, work, floor))
     return tuple(parts)

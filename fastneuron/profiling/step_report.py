@@ -36,7 +36,7 @@ def html(profile: StepProfile) -> str:
 
 def _summary(profile: StepProfile) -> list[str]:
     threads = f"{profile.threads} thread{'s' * (profile.threads > 1)}"
-    peak = profile.ceilings.flops[profile.dtype] / 1e9
+    peak = profile.ceilings.gflops[profile.dtype]
     return [
         f"{profile.network}, batch {profile.batch_size}, {profile.dtype}, {profile.backend}, "
         f"{threads}",
