@@ -14,6 +14,7 @@ from fastneuron.bench import comparing, running
 from fastneuron.bench.results import Result
 from fastneuron.bench.workloads import Workload
 from fastneuron.errors import DataError, FastneuronError
+from fastneuron.files import check_writable
 
 __all__ = ["compare", "one_pass", "run"]
 
@@ -31,9 +32,7 @@ def run(options: argparse.Namespace) -> None:
         from fastneuron import plots
 
         plots.require()  # minutes before the figure is drawn
-    for path in filter(None, (options.json, options.csv, options.plot, options.resume)):
-        if not Path(path).absolute().parent.is_dir():
-            raise DataError(f"{path}: there is no such folder; make it first")
+    check_writable(options.json, options.csv, options.plot, options.resume)
     with TemporaryDirectory() as folder:
         path = options.resume or str(Path(folder, "run.json"))
         if _is_the_command():
