@@ -11,7 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastneuron.errors import DataError
 
-__all__ = ["Dataset", "load_digits", "make_linear", "make_spirals", "stratified_split"]
+__all__ = [
+    "Dataset",
+    "load_digits",
+    "make_linear",
+    "make_spirals",
+    "make_tabular",
+    "stratified_split",
+]
 
 
 class Dataset(NamedTuple):
@@ -124,6 +131,40 @@ def make_spirals(
     points = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     points += noise * rng.standard_normal(points.shape)
     return Dataset(points.astype(np.float32), arm.astype(np.int64))
+
+
+def make_tabular(n: int = 20000, *, noise: float = 0.03, seed: int = 0) -> Dataset:
+    """Return a table of 20 columns, of which 6 decide the class together and none does alone.
+
+    Columns 0 to 5, independent and standard normal, are u in the score
+    ``u0 u1 + sin(2 u2) + u3 |u4| + u5 / 2``; the class is 1 where it is above 0, in half of the
+    rows. Columns 6 to 11 are redundant: random mixtures of those six, of variance 1, with normal
+    noise of 0.1. Columns 12 to 19 are normal noise and nothing else. Then the classes of
+    ``round(noise * n)`` rows, drawn anywhere, are swapped.
+
+    Returns
+    -------
+    Dataset
+        X (n, 20) float32, y (n,) int64, 0 or 1.
+
+    Notes
+    -----
+    The best reachable accuracy is ``1 - noise``, that of the score's sign: whether a row was
+    swapped is in no column.
+    """
+    rng = np.random.default_rng(seed)
+    # Rounded before the score is computed: the classes are then exactly those of the columns.
+    u = rng.standard_normal((_rows(n), 6)).astype(np.float32).astype(np.float64)
+    if not 0.0 <= noise <= 0.5:
+        raise DataError(f"noise must be at least 0 and at most 0.5, got {noise!r}")
+    mixture = rng.standard_normal((6, 6))
+    mixture /= np.linalg.norm(mixture, axis=0)
+    redundant = u @ mixture + 0.1 * rng.standard_normal((n, 6))
+    score = u[:, 0] * u[:, 1] + np.sin(2.0 * u[:, 2]) + u[:, 3] * np.abs(u[:, 4]) + u[:, 5] / 2.0
+    y = (score > 0.0).astype(np.int64)
+    y[rng.permutation(n)[: round(noise * n)]] ^= 1
+    X = np.concatenate([u, redundant, rng.standard_normal((n, 8))], axis=1)
+    return Dataset(X.astype(np.float32), y)
 
 
 def _rows(n: int) -> int:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastneuron.datasets import load_digits, make_linear, make_spirals, stratified_split
+from fastneuron.datasets import (
+    load_digits,
+    make_linear,
+    make_spirals,
+    make_tabular,
+    stratified_split,
+)
 from fastneuron.errors import DataError
 
 
@@ -67,7 +73,47 @@ def test_spirals_fill_their_classes_evenly() -> None:
     assert 0.099 < radius.min() < radius.max() < 1.001
 
 
-@pytest.mark.parametrize("call", [lambda: make_linear(0), lambda: make_spirals(10, classes=1)])
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.5])
+def test_the_stated_score_reaches_the_stated_accuracy(noise: float) -> None:
+    X, y = make_tabular(5000, noise=noise)
+    u = X.astype(np.float64).T
+    score = u[0] * u[1] + np.sin(2 * u[2]) + u[3] * np.abs(u[4]) + u[5] / 2
+    got = np.mean((score > 0) == y)
+    assert got == 1 - noise  # exactly: the swapped rows are counted, not drawn one by one
+    assert np.mean(y) == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(y.size))
+
+
+def test_tabular_columns_are_what_they_are_called() -> None:
+    X, y = make_tabular(20000, seed=1)
+    assert X.shape == (20000, 20)
+    assert X.dtype == np.float32
+    assert y.dtype == np.int64
+    np.testing.assert_allclose(X.mean(axis=0), 0, atol=0.04)
+    np.testing.assert_allclose(X.std(axis=0), 1, atol=0.04)
+    informative, redundant, noise = X[:, :6], X[:, 6:12], X[:, 12:]
+    left = redundant - informative @ np.linalg.lstsq(informative, redundant)[0]
+    np.testing.assert_allclose(left.std(axis=0), 0.1, rtol=0.05)
+    # No column of noise tells anything of the class or of another column: 5 standard errors.
+    others = np.column_stack([informative, y])
+    correlation = np.corrcoef(noise.T, others.T)[:8, 8:]
+    assert np.abs(correlation).max() < 5 / np.sqrt(len(y))
+
+
+def test_the_same_seed_draws_the_same_table() -> None:
+    for got, want in zip(make_tabular(50, seed=2), make_tabular(50, seed=2), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert not np.array_equal(make_tabular(50, seed=2).X, make_tabular(50, seed=3).X)
+
+
+@pytest.mark.parametrize("noise", [-0.1, 0.6, float("nan")])
+def test_a_table_refuses_noise_out_of_range(noise: float) -> None:
+    with pytest.raises(DataError, match="noise must be"):
+        make_tabular(10, noise=noise)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: make_linear(0), lambda: make_spirals(10, classes=1), lambda: make_tabular(0)]
+)
 def test_generators_refuse_empty_requests(call: object) -> None:
     with pytest.raises(DataError, match="at least"):
         call()  # type: ignore[operator]

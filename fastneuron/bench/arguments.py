@@ -22,6 +22,7 @@ SUITES = {
     "inference": "outputs for one row and for many",
     "data": "gathering, shuffling, checking arrays, reading tables",
     "peers": "whole training steps, beside other libraries",
+    "accuracy": "whole trainings to a held-out accuracy, beside other libraries",
 }
 BACKENDS = ("numpy", "numba", "cython")
 
@@ -88,7 +89,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--passes", type=count, metavar="N",
-        help="times that each workload is measured (4; peers 3, quick 2)",
+        help="times that each workload is measured (4; peers, accuracy 3, quick 2)",
     )  # fmt: skip
     # How the command starts the process of a pass, which is told its number.
     parser.add_argument("--one-pass", type=count, help=argparse.SUPPRESS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import chain
 
+from fastneuron.bench.accuracy import accuracy
 from fastneuron.bench.data import data
 from fastneuron.bench.kernels import fused_ops, slots
 from fastneuron.bench.networks import inference, steps
@@ -24,6 +25,7 @@ for _name, _suite in (
     ("inference", inference),
     ("data", data),
     ("peers", peers),
+    ("accuracy", accuracy),
 ):
     SUITES.register(_name, _suite)
 

@@ -53,7 +53,7 @@ class WrongResult(Exception):
 class Judge:
     """Compares a peer's steps with those of the float64 reference on the same batches."""
 
-    def __init__(self, row: Row, rng: np.random.Generator) -> None:
+    def __init__(self, row: Row | Problem, rng: np.random.Generator) -> None:
         steps = int(np.clip(CHECK_WORK / row.multiply_adds, LEAST_CHECKED, MOST_CHECKED))
         self.order = draw_order(rng, row.data_rows, row.batch, steps)
         self._want: dict[Problem, tuple[Array, list[Array], list[float]]] = {}

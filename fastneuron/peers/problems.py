@@ -50,6 +50,7 @@ class Network:
     Attributes
     ----------
     sizes : widths from the input to the output
+    batch : rows of a step
     activation : of the hidden layers
     bias : whether dense layers have one, where it has an effect
     norm : one of NORMS after each hidden layer's products, before the activation, or nothing
@@ -58,8 +59,10 @@ class Network:
     """
 
     sizes: tuple[int, ...]
+    batch: int
     activation: str
     bias: bool
+    dtype: str
     norm: str
     dropout: float
     frozen: int
@@ -84,6 +87,11 @@ class Network:
         """Whether all layers are dense, and all of them trained."""
         return not (self.norm or self.dropout or self.frozen)
 
+    @property
+    def multiply_adds(self) -> int:
+        """Of a step: forward, data gradient where anything learns from it, weight gradient."""
+        return self.batch * self.spec(self.dtype).multiply_adds
+
 
 @dataclass(frozen=True, eq=False)
 class Problem(Network):
@@ -96,6 +104,7 @@ class Problem(Network):
     x : (n, I)
     y : (n, O), or (n,) int64 class numbers for cross-entropy
     parameters : what every peer starts from
+    rate : learning rate, where it shall be another than a stable one
     """
 
     sizes: tuple[int, ...]
@@ -111,6 +120,11 @@ class Problem(Network):
     norm: str = ""
     dropout: float = 0.0
     frozen: int = 0
+    rate: float | None = None
+
+    @property
+    def data_rows(self) -> int:
+        return len(self.x)
 
     @property
     def statistics(self) -> list[tuple[Array, Array]]:
@@ -121,12 +135,14 @@ class Problem(Network):
 
     @property
     def learning_rate(self) -> float:
-        """The rate of RATES, over what a step of 1 in every weight would do to the outputs.
+        """`rate`, or that of RATES, over what a step of 1 in every weight would do to the outputs.
 
         A gradient step is stable below 2 over the loss's curvature: at most some 50 (poisson) times
         the squared inputs of all weights that an output hangs on, over the outputs of a mean. Steps
         of Adam and RMSprop have a size of their own: that of all weights of an output counts.
         """
+        if self.rate is not None:
+            return self.rate
         reach = max(self.sizes[:-1]) * (len(self.sizes) - 1)
         if self.optimizer in ("adam", "adamw", "rmsprop"):
             calm = 64 / reach
@@ -221,11 +237,6 @@ class Row(Network):
     @property
     def data_rows(self) -> int:
         return max(DATA_ROWS, DATA_BATCHES * self.batch)
-
-    @property
-    def multiply_adds(self) -> int:
-        """Of a step: forward, data gradient where anything learns from it, weight gradient."""
-        return self.batch * self.spec(self.dtype).multiply_adds
 
 
 TABLE = (
