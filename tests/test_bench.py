@@ -19,10 +19,10 @@ import pytest
 from fastneuron import backends, ops
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.bench import arguments, running
-from fastneuron.bench.report import digits
 from fastneuron.bench.results import Key, Result, Row
 from fastneuron.bench.suites import SUITES, workloads
 from fastneuron.bench.workloads import BACKENDS, NotItsOwn, Prepare, Prepared, Workload
+from fastneuron.bench.writing import digits
 from fastneuron.cli import main
 from fastneuron.errors import BackendUnavailable, DataError, SpecError, UnknownNameError
 from fastneuron.kernels.contract import SLOTS
@@ -294,7 +294,7 @@ def test_json_comes_back_as_it_was(result: Result) -> None:
         "suite", "name", "shape", "dtype", "bias", "backend", "status", "reason", "flop", "nbytes",
         "rows", "floor_microseconds", "error_over_bound", "start_seconds", "more", "microseconds",
         "low_microseconds", "high_microseconds", "gflop_s", "gbyte_s", "rows_s",
-        "percent_of_ceiling", "samples", "times_numpy",
+        "percent_of_ceiling", "samples", "times_numpy", "times_ours",
     }  # fmt: skip
     assert written["rows"][1]["times_numpy"]["value"] == pytest.approx(2)
 

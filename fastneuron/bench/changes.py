@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 
 from fastneuron.bench.comparing import Change, Comparison
-from fastneuron.bench.report import WIDTH
 from fastneuron.bench.results import Key
+from fastneuron.bench.writing import WIDTH
 from fastneuron.reports import table
 
 __all__ = ["report"]

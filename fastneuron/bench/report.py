@@ -1,20 +1,23 @@
-"""A run as a table of at most 80 columns: workloads down, backends side by side."""
+"""A run as text of at most 80 columns: workloads down, backends side by side; peers in lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from textwrap import wrap
 
+from fastneuron.bench import others
 from fastneuron.bench.ceilings import Ceilings
 from fastneuron.bench.results import Result, Row
-from fastneuron.bench.workloads import BACKENDS, HOST
+from fastneuron.bench.workloads import BACKENDS, HOST, PEER_SUITES
+from fastneuron.bench.writing import digits, lines
+from fastneuron.peers.roster import PEERS
 
-__all__ = ["WIDTH", "digits", "report"]
+__all__ = ["report"]
 
-WIDTH = 80  # columns
 #: Up to so many columns a name that has one workload only stands on its line.
 _ONE_LINE = 32
+#: Seconds below which a start is not worth a number of its own.
+_AT_ONCE = 0.01
 
 _KEY = (
     "us: median time of one call or step, microseconds. x: times as fast as NumPy in the same "
@@ -23,30 +26,21 @@ _KEY = (
 )
 
 
-def digits(value: float | None, count: int = 3) -> str:
-    """Return so many digits of a number, written out: what a repeated run would confirm."""
-    if value is None:
-        return "-"
-    rounded = float(f"{value:.{count}g}")
-    size = abs(rounded)
-    whole = 1
-    while size >= 10**whole:
-        whole += 1
-    places = max(0, count - whole)
-    while size and size < 1 and size < 10 ** -(places - count + 1):
-        places += 1
-    return f"{rounded:.{places}f}"
-
-
 def report(result: Result) -> Iterator[str]:
     """Yield the lines that show a run."""
     yield from _head(result)
     blocks = groupby(result.rows, key=lambda row: (row.key.suite, row.key.backend in HOST))
     for (suite, _), rows in blocks:
         yield ""
-        yield from _suite(suite, list(rows), result)
+        show = others.block if suite in PEER_SUITES else _suite
+        yield from show(suite, list(rows), result)
+    yield from others.fastest_others(result)
     yield ""
-    yield from wrap(_KEY, WIDTH)
+    suites = {row.key.of_peers for row in result.rows}
+    if False in suites:
+        yield from lines(_KEY)
+    if True in suites:
+        yield from others.key_of_peers(result)
     yield from _said(result)
 
 
@@ -54,22 +48,36 @@ def _head(result: Result) -> Iterator[str]:
     found = result.machine
     ceilings = Ceilings.from_json(result.ceilings)
     versions = found["versions"]
-    yield from wrap(
+    yield from lines(
         f"fastneuron {versions['fastneuron']}, Python {versions['python']}, "
-        f"NumPy {versions['numpy']}, Numba {versions['numba'] or 'missing'}; "
-        f"{found['processor']}, {found['platform']}; {result.team}",
-        WIDTH,
+        f"NumPy {versions['numpy']}, Numba {versions['numba'] or 'missing'}{_others(result)}; "
+        f"{found['processor']}, {found['platform']}; {result.team}"
     )
     peaks = ", ".join(f"{dtype} {pace:.0f}" for dtype, pace in ceilings.gflops.items())
     copies = ", ".join(f"{_size(size)} {pace:.0f}" for size, pace in ceilings.gbytes)
-    yield from wrap(f"Ceilings measured here, GFLOP/s: {peaks}; copies, GB/s: {copies}.", WIDTH)
-    starts = ", ".join(f"{name} {digits(s, 2)} s" for name, s in result.starts.items())
+    yield from lines(f"Ceilings measured here, GFLOP/s: {peaks}; copies, GB/s: {copies}.")
     first = sum(row.start_seconds or 0.0 for row in result.rows)
-    yield from wrap(
-        f"Not in the times: loading backends ({starts}), and first calls, which compile or load "
-        f"what was compiled ({digits(first, 2)} s).",
-        WIDTH,
+    yield from lines(
+        f"Not in the times: loading {_starts(result)}; and first calls, which compile or load what "
+        f"was compiled ({digits(first, 2)} s)."
     )
+
+
+def _others(result: Result) -> str:
+    """Return the versions of the libraries that have rows here."""
+    if not any(row.key.foreign for row in result.rows):
+        return ""
+    versions = result.machine["versions"]
+    names = dict.fromkeys(kind.distribution for kind in PEERS.values() if not kind.ours)
+    return "".join(f", {n} {versions[n]}" for n in names if n in versions and n != "numpy")
+
+
+def _starts(result: Result) -> str:
+    """Return how long loading took; of those that share a library, the first one loads it."""
+    slow = [f"{name} {digits(s, 2)} s" for name, s in result.starts.items() if s >= _AT_ONCE]
+    if len(slow) < len(result.starts):
+        slow.append(f"{'the others ' if slow else 'all '}below {_AT_ONCE:g} s")
+    return ", ".join(slow)
 
 
 def _size(nbytes: int) -> str:
@@ -80,7 +88,7 @@ def _suite(suite: str, rows: list[Row], result: Result) -> Iterator[str]:
     """Yield a block: a heading for each name, under it a line for each workload."""
     present = {row.key.backend for row in rows}
     names = [name for name in (*BACKENDS, *HOST) if name in present]
-    lines: list[tuple[str, list[str]]] = []
+    shown: list[tuple[str, list[str]]] = []
     for name, group in groupby(rows, key=lambda row: row.key.name):
         sides = [
             (label, {row.key.backend: row for row in side})
@@ -88,13 +96,13 @@ def _suite(suite: str, rows: list[Row], result: Result) -> Iterator[str]:
         ]
         alone = f"{name} {sides[0][0]}"
         if len(sides) == 1 and len(alone) <= _ONE_LINE:
-            lines.append((alone, _cells(sides[0][1], names, result)))
+            shown.append((alone, _cells(sides[0][1], names, result)))
             continue
-        lines.append((name, []))
-        lines += [(f"  {label}", _cells(side, names, result)) for label, side in sides]
+        shown.append((name, []))
+        shown += [(f"  {label}", _cells(side, names, result)) for label, side in sides]
     head = [suite, *(part for name in names for part in _columns(name))]
     unit = ["", *(part for name in names for part in _units(name))]
-    table = [head, unit, *([first, *cells] for first, cells in lines)]
+    table = [head, unit, *([first, *cells] for first, cells in shown)]
     widths = [
         max(len(line[i]) for line in table if i < len(line) and (i or len(line) > 1))
         for i in range(len(head))
@@ -136,15 +144,17 @@ def _said(result: Result) -> Iterator[str]:
     """Yield what is no figure: what is wrong, missing or left out."""
     for row in result.wrong:
         text = f"{row.status.upper()}: {row.key.name} {row.key.label}, {row.key.backend}"
-        yield from wrap(f"{text}: {row.reason}", WIDTH, subsequent_indent="  ")
+        yield from lines(f"{text}: {row.reason}", "  ")
+    yield from others.not_their_own(result.rows)
     for name, reason in result.missing.items():
-        yield from wrap(f"Missing: {name}: {reason}", WIDTH, subsequent_indent="  ")
+        yield from lines(f"Missing: {name}: {reason}", "  ")
     if result.not_measured:
         yield f"{result.not_measured} workloads not measured, for lack of time (see --resume)."
-    errors = [row.error_over_bound for row in result.rows if row.error_over_bound is not None]
+    mine = (row for row in result.rows if not row.key.of_peers)
+    errors = [row.error_over_bound for row in mine if row.error_over_bound is not None]
     if errors:
-        yield from wrap(
+        yield from lines(
             f"{len(errors)} results were checked against the NumPy reference in float64; the "
-            f"largest error is {max(errors):.2f} of its proved bound.",
-            WIDTH,
+            f"largest error is {max(errors):.2f} of its proved bound."
         )
+    yield from others.checked(result.rows)

@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron.bench.workloads import label
+from fastneuron.bench.workloads import PEER_SUITES, label
 from fastneuron.errors import DataError
+from fastneuron.peers import OURS
 from fastneuron.profiling.pairs import CONFIDENCE, Ratio
 
 __all__ = ["FORMAT", "Key", "Result", "Row", "Sample"]
@@ -41,6 +42,16 @@ class Key(NamedTuple):
     def label(self) -> str:
         """The workload without its name."""
         return label(self.shape, self.dtype, self.bias)
+
+    @property
+    def of_peers(self) -> bool:
+        """Whether this stands beside other libraries."""
+        return self.suite in PEER_SUITES
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another library did it."""
+        return self.of_peers and self.backend not in OURS
 
 
 class Sample(NamedTuple):
@@ -181,6 +192,19 @@ def _interval(passes: list[list[float]]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _over(one: Row | None, other: Row | None) -> Ratio | None:
+    """Return how many times the other's time a row takes in the same rounds, or None."""
+    if one is None or other is None or one is other or not one.samples:
+        return None
+    if len(one.seconds) != len(other.seconds):
+        return None
+    shares = [
+        np.divide(ours.seconds, theirs.seconds).tolist()
+        for ours, theirs in zip(one.samples, other.samples, strict=True)
+    ]
+    return Ratio(float(np.median(np.concatenate(shares))), *_interval(shares))
+
+
 def _round(value: float | None) -> float | None:
     """Return six digits: more than any clock gives, few enough to be read."""
     return None if value is None else float(f"{value:.6g}")
@@ -244,16 +268,22 @@ class Result:
 
     def against_numpy(self, row: Row) -> Ratio | None:
         """Return how many times as fast as NumPy's row of the same workload a row is."""
-        other = self._by_key.get(row.key._replace(backend="numpy"))
-        if other is None or other is row or len(other.seconds) != len(row.seconds):
+        return _over(self._by_key.get(row.key._replace(backend="numpy")), row)
+
+    def against_ours(self, row: Row) -> Ratio | None:
+        """Return how many times the time of `base` at the same workload a peer's row takes."""
+        if not row.key.of_peers or self.base is None:
             return None
-        if not row.samples:
-            return None
-        shares = [
-            np.divide(theirs.seconds, ours.seconds).tolist()
-            for theirs, ours in zip(other.samples, row.samples, strict=True)
-        ]
-        return Ratio(float(np.median(np.concatenate(shares))), *_interval(shares))
+        return _over(row, self._by_key.get(row.key._replace(backend=self.base)))
+
+    @cached_property
+    def base(self) -> str | None:
+        """Which of fastneuron's own the peers are put beside: the first that was timed with them.
+
+        One for all workloads, so that a figure means the same in every line.
+        """
+        timed = {row.key.backend for row in self.rows if row.key.of_peers and row.samples}
+        return next((name for name in OURS if name in timed), None)
 
     @cached_property
     def _by_key(self) -> dict[Key, Row]:
@@ -265,12 +295,13 @@ class Result:
         found["rows"] = []
         for row in self.rows:
             entry = row.to_json()
-            against = self.against_numpy(row)
-            entry["times_numpy"] = (
-                None
-                if against is None
-                else {name: _round(getattr(against, name)) for name in ("value", "low", "high")}
-            )
+            for name, against in (
+                ("times_numpy", self.against_numpy(row)),
+                ("times_ours", self.against_ours(row)),
+            ):
+                entry[name] = against and {
+                    side: _round(getattr(against, side)) for side in ("value", "low", "high")
+                }
             found["rows"].append(entry)
         return found
 
@@ -318,8 +349,8 @@ class Result:
     def _flat(self) -> Iterator[dict[str, Any]]:
         for row in self.to_json()["rows"]:
             flat = {name: value for name, value in row.items() if name not in _NESTED}
-            flat["times_numpy"] = (row["times_numpy"] or {}).get("value")
-            yield flat
+            flat |= {name: (row[name] or {}).get("value") for name in ("times_numpy", "times_ours")}
+            yield flat | row["more"]
 
 
-_NESTED: Sequence[str] = ("samples", "more", "times_numpy")
+_NESTED: Sequence[str] = ("samples", "more", "times_numpy", "times_ours")

@@ -12,6 +12,7 @@ from fastneuron import peers
 __all__ = [
     "BACKENDS",
     "HOST",
+    "PEER_SUITES",
     "NotItsOwn",
     "Prepare",
     "Prepared",
@@ -25,6 +26,8 @@ __all__ = [
 BACKENDS = ("numpy", "numba", "cython")
 #: The one contestant of work that no backend does: Python and NumPy at the border.
 HOST = ("host",)
+#: Suites whose contestants are peers; a backend and a peer are both called "numpy".
+PEER_SUITES = ("peers", "accuracy")
 
 
 class NotItsOwn(Exception):
