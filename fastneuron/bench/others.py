@@ -50,10 +50,9 @@ def _workload(key: Key) -> str:
 
 def _cells(row: Row, result: Result, ceiling: bool, trained: bool) -> list[str]:
     name = f"  {row.key.backend}"
-    width = 5 + ceiling + 2 * trained
     if not row.samples:
-        words = {"missing": "n/a"}
-        return [name, words.get(row.status, row.status.upper()), *[""] * width][: width + 1]
+        word = "n/a" if row.status == "missing" else row.status.upper()
+        return [name, word, *[""] * (4 + ceiling + 2 * trained)]
     scale = _UNITS[row.key.suite][2]
     against = result.against_ours(row)
     median, _, _ = located(scale * row.median, *(scale * end for end in row.interval))
@@ -64,7 +63,8 @@ def _cells(row: Row, result: Result, ceiling: bool, trained: bool) -> list[str]:
         cells += ["1" if row.key.backend == result.base else "-", "", ""]
     if ceiling:
         cells.append("-" if row.share is None else f"{100 * row.share:.0f}")
-    cells.append(digits(row.start_seconds, 2) if (row.start_seconds or 0) >= 0.01 else "0.00")
+    start = row.start_seconds or 0.0
+    cells.append(f"{start:.2f}" if start < 1 else digits(start, 2))
     if trained:
         right = row.more.get("accuracy")
         cells.append(str(row.more.get("epochs", "-")))
