@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import wrap
 
+from fastneuron.bench.agreement import Agreement
 from fastneuron.bench.comparing import Change, Comparison
 from fastneuron.bench.results import Key
-from fastneuron.bench.writing import WIDTH
+from fastneuron.bench.writing import WIDTH, lines, located
+from fastneuron.profiling.pairs import Ratio
 from fastneuron.reports import table
 
 __all__ = ["report"]
 
 #: Rows that are listed one by one where something is said of many.
 _LISTED = 20
+#: Rows that are named of those whose ratios do not agree.
+_NAMED = 5
 
 
 def report(found: Comparison) -> Iterator[str]:
@@ -48,6 +52,9 @@ def report(found: Comparison) -> Iterator[str]:
             "--passes.",
             WIDTH,
         )
+    if found.foreign:
+        yield f"Not judged: {found.foreign} rows of other libraries."
+    yield from _agreement(found.agreement)
     for what, changes in (("kernels", found.kernels), ("rows", found.rows)):
         blind = sum(change.blind(found.threshold) for change in changes)
         if blind:
@@ -60,6 +67,32 @@ def report(found: Comparison) -> Iterator[str]:
         yield "The runs have no timed row in common: nothing was compared."
     verdict = "passed" if found.passed else "FAILED"
     yield from wrap(f"{verdict}: {found.verdict}.", WIDTH)
+
+
+def _agreement(found: Agreement) -> Iterator[str]:
+    """Yield in how many rows the ratios agree, and the worst of those in which they do not."""
+    if not found.ratios:
+        return
+    text = (
+        f"Ratios agree in {found.agree} of {found.ratios} rows "
+        f"({100 * found.agree // found.ratios} %): times as fast as NumPy, and of peers the "
+        "time over fastneuron's, in the intervals of each run"
+    )
+    worst = [
+        f"{one.key.name} {one.key.label}, {one.key.backend}: {_interval(one.old)}, then "
+        f"{_interval(one.new)}"
+        for one in found.apart[:_NAMED]
+    ]
+    yield from lines(text + ("; not in these, the worst first:" if worst else "."))
+    for name in worst:
+        yield from wrap(name, WIDTH, initial_indent="  ", subsequent_indent="    ")
+    if len(found.apart) > _NAMED:
+        yield f"  and {len(found.apart) - _NAMED} more (--json has them)"
+
+
+def _interval(ratio: Ratio) -> str:
+    value, low, high = located(ratio.value, ratio.low, ratio.high)
+    return f"{value} ({low} to {high})"
 
 
 def _listed(title: str, changes: Sequence[Change]) -> Iterator[str]:

@@ -4,7 +4,8 @@ Two runs meet a machine in two moods. Each round also timed yardsticks that no c
 touches, and rounds are compared with such rounds of the other run only in which the yardsticks tell
 of the same mood. How much the ratios scatter where nothing changed, between processes, is read off
 all rows together, most of which did not change. Both go into the interval of a row. The rows of one
-kernel together make a narrower one, and that is judged too.
+kernel together make a narrower one, and that is judged too. What other libraries do is not ours to
+regress: their rows are not judged, but their ratios to ours are held beside those of the other run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastneuron.bench.agreement import Agreement, agreement
 from fastneuron.bench.results import Key, Result, Row
 from fastneuron.profiling.pairs import CONFIDENCE, Ratio
 
@@ -85,6 +87,10 @@ class Comparison:
         Deviation of a row's time between the runs that no round shows.
     other_moods : int
         Rows that could not be compared, since the runs met the machine in other moods.
+    foreign : int
+        Rows of other libraries that both runs have: not judged, and in no other figure.
+    agreement : Agreement
+        Of the ratios to NumPy, and of peers to fastneuron.
     """
 
     threshold: float
@@ -96,6 +102,8 @@ class Comparison:
     differences: tuple[str, ...]
     scatter: float
     other_moods: int
+    foreign: int
+    agreement: Agreement
 
     @property
     def slower(self) -> list[Change]:
@@ -147,6 +155,10 @@ class Comparison:
             "threshold": self.threshold,
             "scatter": self.scatter,
             "other_moods": self.other_moods,
+            "not_judged": self.foreign,
+            "ratios": self.agreement.ratios,
+            "agree": self.agreement.agree,
+            "apart": [one.to_json() for one in self.agreement.apart],
             "differences": list(self.differences),
             "kernels": [plain(change) for change in self.kernels],
             "rows": [plain(change) for change in self.rows],
@@ -166,7 +178,8 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
         Slow-down that is not let pass: 0.05 is 5 %.
     """
     before, after = ({row.key: row for row in run.rows if row.samples} for run in (old, new))
-    moved = {key: _shift(before[key], after[key]) for key in before if key in after}
+    both = [key for key in before if key in after]
+    moved = {key: _shift(before[key], after[key]) for key in both if not key.foreign}
     known = {key: shift for key, shift in moved.items() if shift is not None}
     common = list(known)
     shifts = _levelled(list(known.values()))
@@ -192,12 +205,14 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
         threshold,
         tuple(whole),
         tuple(changes),
-        tuple(row for row in new.wrong if row.key in before),
+        tuple(row for row in new.wrong if row.key in before and not row.key.foreign),
         tuple(key for key in before if key not in after),
         tuple(key for key in after if key not in before),
         tuple(_differences(old, new)),
         scatter,
         len(moved) - len(known),
+        len(both) - len(moved),
+        agreement(old, new),
     )
 
 
