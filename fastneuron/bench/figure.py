@@ -109,7 +109,7 @@ def _draw_backends(axes: Any, found: dict[str, dict[str, list[float]]], _: Resul
                 continue
             at = line + lane
             axes.plot(
-                values, [at] * len(values), marker, color=colour, alpha=0.55, markersize=4,
+                values, [at] * len(values), marker, color=colour, alpha=0.8, markersize=4,
                 markeredgewidth=0, label=labelled,
             )  # fmt: skip
             if len(values) > 2:
