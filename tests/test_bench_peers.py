@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import fastneuron as fn
-from fastneuron.bench import running
+from fastneuron.bench import peers, running
 from fastneuron.bench.ceilings import Ceilings
 from fastneuron.bench.comparing import compare
 from fastneuron.bench.results import Key, Result, Row, Sample
@@ -29,7 +29,9 @@ from fastneuron.bench.writing import located
 from fastneuron.cli import main
 from fastneuron.errors import DataError
 from fastneuron.peers import NAMES, OURS
+from fastneuron.peers.engines import FastneuronNumpy
 from fastneuron.peers.plain_numpy import PlainNumpy
+from fastneuron.peers.problems import Row as Rows
 from fastneuron.peers.roster import PEERS
 
 needs_matplotlib = pytest.mark.skipif(
@@ -158,6 +160,20 @@ def test_a_wrong_peer_has_no_time_and_fails_the_command(
     assert "1 of 1 results are wrong" in captured.err
     (row,) = json.loads(path.read_text())["rows"]
     assert (row["status"], row["samples"], row["times_ours"]) == ("wrong", [], None)
+
+
+def test_who_drops_numbers_of_its_own_has_a_tolerance_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Otherwise(FastneuronNumpy):
+        drops_alike = False
+
+        def advance(self, order: Any) -> Any:
+            return 1.02 * super().advance(order)
+
+    monkeypatch.setitem(PEERS, "torch", Otherwise)
+    prepare = peers._race(Rows.parse("8-16-2 b32 sgd dropout0.1"))
+    assert prepare("torch").error_over_bound == pytest.approx(0.02 / 0.03, rel=0.01)
 
 
 def test_ratios_are_of_the_same_rounds(result: Result) -> None:

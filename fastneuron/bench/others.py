@@ -7,7 +7,7 @@ from itertools import groupby
 
 from fastneuron.bench.results import Key, Result, Row
 from fastneuron.bench.writing import digits, lines, located
-from fastneuron.peers.judging import LOSS_TOLERANCE, WAY_TOLERANCE
+from fastneuron.peers.judging import DRAWN_TOLERANCE, LOSS_TOLERANCE, WAY_TOLERANCE
 from fastneuron.profiling.pairs import Ratio
 from fastneuron.reports import table
 
@@ -117,13 +117,13 @@ def _located(ratio: Ratio) -> tuple[str, str, str]:
 
 def checked(rows: Sequence[Row]) -> Iterator[str]:
     """Yield how the results of peers were judged, and how near the worst comes to its limit."""
-    steps = [r.error_over_bound for r in rows if r.key.suite == "peers" and r.error_over_bound]
+    steps = [r.error_over_bound or 0.0 for r in rows if r.key.suite == "peers" and r.samples]
     if steps:
         yield from lines(
-            f"{len(steps)} peers' first steps were judged by the float64 reference: the loss may "
-            f"be off by {LOSS_TOLERANCE:g} of it, the way of an array by {WAY_TOLERANCE:g} (a "
-            f"tolerance, no proved bound); the largest error is {digits(max(steps), 2)} of what "
-            "is allowed."
+            f"{len(steps)} peers' first steps were judged by the float64 reference: a loss may be "
+            f"off by {LOSS_TOLERANCE:g} of it ({DRAWN_TOLERANCE:g} where a library drops numbers "
+            f"of its own), the way of an array by {WAY_TOLERANCE:g}. These are tolerances, no "
+            f"proved bounds; the largest error is {digits(max(steps), 2)} of what is allowed."
         )
     reached = [r for r in rows if r.key.suite == "accuracy" and r.samples]
     if reached:

@@ -10,7 +10,13 @@ import numpy as np
 
 from fastneuron.bench.workloads import NotItsOwn, Prepare, Prepared, Workload
 from fastneuron.peers import NAMES
-from fastneuron.peers.judging import LOSS_TOLERANCE, WAY_TOLERANCE, Judge, WrongResult
+from fastneuron.peers.judging import (
+    DRAWN_TOLERANCE,
+    LOSS_TOLERANCE,
+    WAY_TOLERANCE,
+    Judge,
+    WrongResult,
+)
 from fastneuron.peers.peer import Peer, Unsupported
 from fastneuron.peers.problems import TABLE, Problem, Row, draw_order, problem_of
 from fastneuron.peers.roster import PEERS
@@ -51,7 +57,9 @@ def _race(row: Row) -> Prepare:
         order = draw_order(rng, row.data_rows, row.batch, steps)
         work = partial(_train, one.peer, order)
         work(1)  # jax-scan compiles for so many steps
-        error = max(one.loss_error / LOSS_TOLERANCE, one.way_error / WAY_TOLERANCE)
+        drawn = problem.dropout and not one.peer.drops_alike
+        allowed = DRAWN_TOLERANCE if drawn else LOSS_TOLERANCE
+        error = max(one.loss_error / allowed, one.way_error / WAY_TOLERANCE)
         return Prepared(work, error, one.start_seconds, units=steps)
 
     return prepare
