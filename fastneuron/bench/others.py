@@ -117,17 +117,20 @@ def _located(ratio: Ratio) -> tuple[str, str, str]:
 
 def checked(rows: Sequence[Row]) -> Iterator[str]:
     """Yield how the results of peers were judged, and how near the worst comes to its limit."""
-    steps = [r.error_over_bound or 0.0 for r in rows if r.key.suite == "peers" and r.samples]
-    if steps:
+    done = [row for row in rows if row.key.of_peers and row.samples]
+    if not done:
+        return
+    errors = [row.error_over_bound or 0.0 for row in done if row.key.suite == "peers"]
+    largest = (
+        f"; the largest error is {digits(max(errors), 2)} of what is allowed" if errors else ""
+    )
+    yield from lines(
+        f"The first steps of {len(done)} rows of peers were judged by the float64 reference: a "
+        f"loss may be off by {LOSS_TOLERANCE:g} of it ({DRAWN_TOLERANCE:g} where a library drops "
+        f"numbers of its own), the way of an array by {WAY_TOLERANCE:g}. These are tolerances, no "
+        f"proved bounds{largest}."
+    )
+    if reached := len(done) - len(errors):
         yield from lines(
-            f"{len(steps)} peers' first steps were judged by the float64 reference: a loss may be "
-            f"off by {LOSS_TOLERANCE:g} of it ({DRAWN_TOLERANCE:g} where a library drops numbers "
-            f"of its own), the way of an array by {WAY_TOLERANCE:g}. These are tolerances, no "
-            f"proved bounds; the largest error is {digits(max(steps), 2)} of what is allowed."
-        )
-    reached = [r for r in rows if r.key.suite == "accuracy" and r.samples]
-    if reached:
-        yield from lines(
-            f"{len(reached)} trainings, whose first steps were judged likewise, reached the share "
-            "of held-out rows that they are asked for."
+            f"{reached} trainings reached the share of held-out rows that they are asked for."
         )
