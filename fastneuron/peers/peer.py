@@ -54,7 +54,7 @@ class Peer(ABC):
     @classmethod
     def missing(cls) -> str:
         """Return why this peer cannot be measured here, or nothing."""
-        return "" if find_spec(cls.module) else f"{cls.module} is not installed"
+        return "" if find_spec(cls.module) else f"{cls.module} is not installed (pip install {cls.distribution})"
 
     @classmethod
     def check(cls) -> None:
