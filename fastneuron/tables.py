@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ def number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if np.isfinite(value) else None
+    return value if isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,11 @@ class Table:
             if bad.size:
                 raise self._not_a_number(name, int(bad[0]), str(column[bad[0]]))
             return values
-        parsed = np.empty(len(column))
-        for row, text in enumerate(column):
-            value = number(text)
-            if value is None:
-                raise self._not_a_number(name, row, text)
-            parsed[row] = value
-        return parsed
+        parsed = [number(text) for text in column]
+        if None in parsed:
+            row = parsed.index(None)
+            raise self._not_a_number(name, row, column[row])
+        return np.array(parsed, np.float64)
 
     def texts(self, name: str) -> list[str]:
         """Return a column as texts without outer blanks; an empty cell is a DataError."""
