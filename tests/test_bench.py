@@ -26,11 +26,14 @@ from fastneuron.bench.writing import digits
 from fastneuron.cli import main
 from fastneuron.errors import BackendUnavailable, DataError, SpecError, UnknownNameError
 from fastneuron.kernels.contract import SLOTS
+from fastneuron.profiling.machine_ceilings import Level, MachineCeilings
 
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None,
     reason="matplotlib is not installed (the extra plots)",
 )
+
+LEVELS = (Level("memory", 1 << 20, 1e12, 1e12),)
 
 #: The cheapest real workload, of one backend.
 SMALL = ["slots", "--only", "dense_forward 32x64x64 f32 bias", "--backend", "numpy"]
@@ -246,6 +249,25 @@ def test_a_run_that_stopped_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> 
     assert [len(row.samples) for row in again.rows] == [2, 2, 2]
     more = running.run(earlier=again, **{**options, "passes": 3})
     assert [len(row.samples) for row in more.rows] == [3, 3, 3]
+
+
+def test_the_best_ceilings_of_all_passes_count_for_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workload, clock = simulated(monkeypatch, {"numpy": 4e-6})
+    paces = iter((1e9, 4e9, 2e9))
+
+    def measure(threads: int) -> MachineCeilings:
+        return MachineCeilings(threads, {"float32": next(paces)}, LEVELS, "a test")
+
+    monkeypatch.setattr(running, "measure", measure)
+    found = None
+    for turn in (1, 2, 3):
+        found = running.run(listed=[workload], last_pass=turn, earlier=found, clock=clock)
+    assert found is not None
+    (row,) = found.rows
+    assert len(row.samples) == 3
+    assert row.floor_seconds == 1e3 / 4e9
 
 
 def test_a_run_of_another_machine_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:

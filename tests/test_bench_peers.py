@@ -33,6 +33,7 @@ from fastneuron.peers.engines import FastneuronNumpy
 from fastneuron.peers.plain_numpy import PlainNumpy
 from fastneuron.peers.problems import Row as Rows
 from fastneuron.peers.roster import PEERS
+from fastneuron.profiling.machine_ceilings import Level
 
 needs_matplotlib = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None,
@@ -49,7 +50,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make rounds last next to nothing, and measure no ceilings: no test looks at them."""
     monkeypatch.setattr(running, "SECONDS", (0.002, 0.002))
     monkeypatch.setattr(running, "ROUNDS", (5, 5))
-    ceilings = Ceilings({"float32": 100.0, "float64": 50.0}, ((1024, 50.0),), 1)
+    levels = (Level("memory", 1024, 5e10, 5e10),)
+    ceilings = Ceilings(1, {"float32": 1e11, "float64": 5e10}, levels, "nobody")
     monkeypatch.setattr(running, "measure", lambda _: ceilings)
 
 

@@ -225,7 +225,7 @@ def test_a_missing_peer_is_listed_with_its_reason(
         peers=["jax-scan", "numpy"], rows=[engine.Row.parse("2-3-1 b2 sgd")], seconds=0.001
     )
     run = engine.measure(options, 1, quiet)
-    assert run["missing"] == {"jax-scan": "no_such_module is not installed (pip install jax)"}
+    assert run["missing"] == {"jax-scan": "no_such_module is not installed (pip install numpy)"}
     (row,) = run["rows"]
     assert set(row["peers"]) == {"numpy"}
     # No peak is known either: what needs it is left out, not made up.

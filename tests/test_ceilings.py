@@ -67,6 +67,21 @@ def test_floors_are_the_dearer_of_two() -> None:
     assert machine.level(1e12).name == "memory"
 
 
+def test_of_two_measurements_the_best_counts() -> None:
+    one = MachineCeilings(
+        1,
+        {"float32": 2e11, "float64": 9e10},
+        (Level("L1", 24 << 10, 4e11, 2e11), Level("L2", 1 << 20, 1e11, 8e10)),
+        "a test",
+    )
+    other = MachineCeilings(
+        1, {"float32": 1e11, "float64": 1e11}, (Level("L1", 24 << 10, 3e11, 3e11),), "a test"
+    )
+    got = one.best_with(other)
+    assert got.flops == {"float32": 2e11, "float64": 1e11}
+    assert got.levels == (Level("L1", 24 << 10, 4e11, 3e11), one.levels[1])
+
+
 def test_ceilings_come_back_from_json_in_either_form() -> None:
     levels = (Level("L1", 512, 5e10, 4e10), Level("memory", 1 << 20, 1e9, 2e9))
     machine = MachineCeilings(2, {"float32": 1e11}, levels, "a test")

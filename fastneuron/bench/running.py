@@ -131,11 +131,12 @@ def run(
                 "rounds": ROUNDS[quick]}  # fmt: skip
     usable, starts, missing = _load(tuple(names), {name for w in chosen for name in w.backends})
     described = _described()
-    if earlier is None:
-        ceilings = measure(threads or 1)
-    else:
+    ceilings = measure(threads or 1)
+    if earlier is not None:
         _check_same(earlier, described, settings)
-        ceilings, starts = Ceilings.from_json(earlier.ceilings), {**earlier.starts, **starts}
+        # Whatever pace the machine reaches in this run counts: it may have been busy at the start.
+        ceilings = ceilings.best_with(Ceilings.from_json(earlier.ceilings))
+        starts = {**earlier.starts, **starts}
     found: dict[Key, Row] = {} if earlier is None else earlier.by_key()
     left: list[Workload] = []
     for turn in range(turns):
@@ -150,7 +151,7 @@ def run(
                 left.append(workload)
                 continue
             told(f"pass {turn + 1}: {workload.suite}, {workload}")
-            for row in _measure(workload, usable, ceilings, turn, quick, clock):
+            for row in _measure(workload, usable, turn, quick, clock):
                 found[row.key] = _joined(found.get(row.key), row)
     told("")
     return Result(
@@ -159,7 +160,10 @@ def run(
         ceilings.to_json(),
         starts,
         missing,
-        _ordered(found, chosen),
+        tuple(
+            replace(row, floor_seconds=ceilings.floor(row.flop, row.nbytes, row.key.dtype))
+            for row in _ordered(found, chosen)
+        ),
         len(left),
     )
 
@@ -249,7 +253,6 @@ def _done(row: Row | None, turn: int) -> bool:
 def _measure(
     workload: Workload,
     usable: tuple[str, ...],
-    ceilings: Ceilings,
     turn: int,
     quick: bool,
     clock: Clock,
@@ -260,7 +263,6 @@ def _measure(
         "flop": w.flop,
         "nbytes": w.nbytes,
         "rows": w.rows,
-        "floor_seconds": ceilings.floor(w.flop, w.nbytes, w.dtype),
     }
     prepare = w.build()
     rows: list[Row] = []

@@ -54,7 +54,9 @@ class Peer(ABC):
     @classmethod
     def missing(cls) -> str:
         """Return why this peer cannot be measured here, or nothing."""
-        return "" if find_spec(cls.module) else f"{cls.module} is not installed (pip install {cls.distribution})"
+        if find_spec(cls.module):
+            return ""
+        return f"{cls.module} is not installed (pip install {cls.distribution})"
 
     @classmethod
     def check(cls) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,20 @@ class MachineCeilings:
         """
         peak = self.flops.get(dtype, np.inf)
         return max(operations / peak, moved / self.level(moved if held is None else held).pace)
+
+    def best_with(self, other: MachineCeilings) -> MachineCeilings:
+        """Return the best of two measurements: a disturbed one found no ceiling, only a lower pace.
+
+        Levels that the other does not know stay as they are.
+        """
+        flops = {name: max(rate, other.flops.get(name, 0.0)) for name, rate in self.flops.items()}
+        known = {(one.name, one.set_bytes): one for one in other.levels}
+        levels = []
+        for one in self.levels:
+            found = known.get((one.name, one.set_bytes), one)
+            best = replace(one, read=max(one.read, found.read), copy=max(one.copy, found.copy))
+            levels.append(best)
+        return replace(self, flops=flops, levels=tuple(levels))
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values, rates in units a second."""
