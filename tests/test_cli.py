@@ -418,13 +418,18 @@ def test_ctrl_c_is_one_line_and_writes_nothing(flowers: Path, tmp_path: Path) ->
             "--epochs", "1000000", "--early-stopping", "0", "--out", out, *FAST,
         ],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell that starts tests in the background tells them, and theirs, to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
-    while not process.stdout.readline().startswith("rows:"):
-        pass  # the table is described: after that, training begins
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        while not process.stdout.readline().startswith("rows:"):
+            pass  # the table is described: after that, training begins
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, errors) == (1, "fastneuron: interrupted\n")
     assert not out.exists()
 
