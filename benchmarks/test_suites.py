@@ -51,6 +51,7 @@ def test_suite(benchmark: Any, workload: Workload, backend: str) -> None:
     units = 1 if benchmark.disabled else w.chunk
     benchmark(prepared.work, units)
     info = benchmark.extra_info
+    units *= prepared.units
     info.update(prepared.more, error_over_bound=prepared.error_over_bound, units=units)
     info["start_seconds"] = prepared.start_seconds
     if benchmark.stats is None:  # --benchmark-disable: nothing was timed
