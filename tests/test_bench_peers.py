@@ -302,6 +302,18 @@ def test_a_missing_library_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Missing: torch: torch is not installed" in str(found)
 
 
+def test_a_damaged_library_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+
+    def load(kind: Any) -> None:
+        raise OSError("libtorch_cpu.so: cannot open shared object file")
+
+    monkeypatch.setattr(PEERS["torch"], "load", classmethod(load))
+    found = simulated(monkeypatch)
+    assert {row.key.backend for row in found.rows} == set(NAMES) - {"torch"}
+    assert found.missing == {"torch": "OSError: libtorch_cpu.so: cannot open shared object file"}
+
+
 def test_what_a_peer_cannot_do_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch)
     reason = "it has dense layers alone, all trained"

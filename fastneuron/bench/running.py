@@ -223,6 +223,8 @@ def _load(
                     PEERS[name].load()
             except BackendUnavailable as error:
                 missing[name] = str(error)
+            except Exception as error:  # a damaged library: the others are measured all the same
+                missing[name] = f"{type(error).__name__}: {error}"
             else:
                 usable.append(name)
                 starts[name] = time.perf_counter() - start
@@ -259,11 +261,7 @@ def _measure(
 ) -> list[Row]:
     """Check every backend at a workload, then time those that are right, by turns."""
     w = workload
-    base: dict[str, Any] = {
-        "flop": w.flop,
-        "nbytes": w.nbytes,
-        "rows": w.rows,
-    }
+    base: dict[str, Any] = {"flop": w.flop, "nbytes": w.nbytes, "rows": w.rows}
     prepare = w.build()
     rows: list[Row] = []
     ready: dict[Key, Prepared] = {}
