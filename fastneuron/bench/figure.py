@@ -28,8 +28,8 @@ _PEERS = {
     "sklearn": ("p", COLOURS[3]),
     "numpy": ("<", INK),
 }
-#: Inches: width of the figure, height of a line of backends, of a peer's, of all around a panel.
-_WIDTH, _BACKEND, _PEER, _AROUND = 7.0, 0.26, 0.1, 1.6
+#: Inches: width of a panel, height of a line of backends, of a peer's, of all around a panel.
+_WIDTH, _BACKEND, _PEER, _AROUND = 7.0, 0.26, 0.08, 1.6
 
 
 def speeds(result: Result) -> Any:
@@ -61,9 +61,10 @@ def speeds(result: Result) -> Any:
             "no row can be put beside NumPy's, or beside fastneuron's: there is nothing to draw"
         )
     heights = [height for height, _, _ in panels]
-    figure = Figure((_WIDTH, sum(heights)), 120, layout="constrained")
+    # Side by side: one below the other they would be taller than any screen.
+    figure = Figure((_WIDTH * len(panels), max(heights)), 120, layout="constrained")
     figure.patch.set_alpha(0.0)
-    parts = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+    parts = figure.subfigures(1, len(panels), squeeze=False)[0]
     for part, (_, draw, found) in zip(parts, panels, strict=True):
         part.patch.set_alpha(0.0)
         axes = part.subplots()
@@ -72,9 +73,7 @@ def speeds(result: Result) -> Any:
         part.legend(
             loc="outside lower center", ncols=4, labelcolor=INK, framealpha=0.0, fontsize="small"
         )
-    parts[0].axes[0].set_title(
-        f"{result.machine['processor']}, {result.team}", color=INK, fontsize=10
-    )
+    figure.suptitle(f"{result.machine['processor']}, {result.team}", color=INK, fontsize=10)
     return figure
 
 
