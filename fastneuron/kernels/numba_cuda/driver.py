@@ -1,0 +1,76 @@
+"""The one room that imports numba.cuda; all others take `cuda` from here.
+
+The package is numba-cuda: its successor changes the import and drops the simulator, so kernels stay
+in the subset that both have, and a change of package is a change of this file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numba import cuda, types
+from numpy.typing import NDArray
+
+from fastneuron.errors import BackendUnavailable
+
+__all__ = [
+    "ALIGNED",
+    "SIMULATED",
+    "cuda",
+    "device_function",
+    "empty",
+    "intrinsic",
+    "kernel",
+    "new_stream",
+    "to_device",
+    "types",
+    "zeros",
+]
+
+if not find_spec("numba_cuda"):  # numba's own, which it no longer maintains, is another dialect
+    raise BackendUnavailable("numba-cuda is not installed (pip install fastneuron[cuda])")
+
+#: Whether kernels run in numba's simulator, one Python thread a thread of the device.
+SIMULATED = bool(int(os.environ.get("NUMBA_ENABLE_CUDASIM", "0") or 0))
+
+#: Alignment in bytes of shared arrays that are read four numbers at a time; the simulator has none.
+ALIGNED = None if SIMULATED else 16
+
+intrinsic: Any = None if SIMULATED else import_module("numba.cuda.extending").intrinsic
+
+
+def kernel(function: Callable[..., Any], **options: Any) -> Any:
+    """Return a kernel, compiled at its first launch; the simulator knows none of the options."""
+    return cuda.jit(function) if SIMULATED else cuda.jit(**options)(function)
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """Return a function that kernels call; it is inlined, so that its arrays stay registers."""
+    if SIMULATED:
+        return cuda.jit(function, device=True)
+    return cuda.jit(device=True, forceinline=True)(function)
+
+
+def new_stream() -> Any:
+    """Return a stream of the current device."""
+    return cuda.stream()
+
+
+def to_device(array: NDArray[Any], stream: Any) -> Any:
+    """Return a copy of `array` on the device, in the order of `stream`."""
+    return cuda.to_device(np.ascontiguousarray(array), stream=0 if SIMULATED else stream)
+
+
+def empty(count: int, dtype: Any) -> Any:
+    """Return a vector on the device; of no numbers it has room for one, for the driver has none."""
+    return cuda.device_array(max(count, 1), dtype)
+
+
+def zeros(count: int, dtype: Any, stream: Any) -> Any:
+    """Return a vector of zeros on the device."""
+    return to_device(np.zeros(max(count, 1), dtype), stream)

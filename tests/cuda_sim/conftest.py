@@ -1,0 +1,41 @@
+"""Layer 1: the kernels in numba's simulator, in a process of their own.
+
+The simulator must be chosen before numba is imported, so `tests/test_cuda_simulator.py` runs this
+folder in a process that has the variable; anywhere else nothing is collected here.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+collect_ignore_glob = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["test_*.py"]
+
+
+class Device:
+    """Launches of kernels whose results are checked: nothing beside them may be written."""
+
+    #: What stands behind every result: a kernel that writes there is found.
+    TAIL = 5
+
+    def out(self, *shape: int, dtype: str = "float32"):
+        """A result full of NaN, which no kernel may read, and a guard behind it."""
+        size = int(np.prod(shape))
+        return np.full(size + self.TAIL, np.nan, dtype)
+
+    def result(self, array, *shape: int):
+        """What a kernel wrote to an `out`."""
+        size = int(np.prod(shape))
+        assert np.isnan(array[size:]).all(), "the kernel wrote behind its result"
+        return array[:size].reshape(shape)
+
+    def launch(self, kernel, grid, threads, *args) -> None:
+        flat = [a.reshape(-1) if isinstance(a, np.ndarray) else a for a in args]
+        kernel[grid, threads](*flat)
+
+
+@pytest.fixture(scope="session")
+def device() -> Device:
+    return Device()

@@ -1,0 +1,141 @@
+"""Layer 2: every kernel compiled for cards that are not here, and what the assembler says of it.
+
+Registers are under a table, nothing is spilled, float32 kernels hold no float64 instruction but
+where a table says so, and loads of 16 bytes are there where they are promised.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+if not find_spec("numba") or not find_spec("numba_cuda"):
+    pytest.skip("numba-cuda is not installed: it compiles these", allow_module_level=True)
+
+import numba.cuda.dispatcher
+from numba import cuda, types
+
+from fastneuron.kernels.device_plan import tile_of
+from fastneuron.kernels.numba_cuda import driver, products
+
+if driver.SIMULATED:
+    pytest.skip("the simulator compiles nothing", allow_module_level=True)
+
+#: Ampere, Hopper, Blackwell.
+TARGETS = ((8, 0), (9, 0), (10, 0))
+_WHOLE = types.int64
+#: What an argument is, by its letter: a vector of the kernel's dtype, or of others; a number.
+_OTHERS = {
+    "i": _WHOLE,
+    "I": types.int64[::1],
+    "B": types.uint8[::1],
+    "K": types.uint64[::1],
+    "D": types.float64[::1],
+}
+
+
+def assembler() -> str | None:
+    """ptxas: of a toolkit, or of the package nvidia-cuda-nvcc."""
+    found = shutil.which("ptxas")
+    places = [Path("/usr/local/cuda/bin/ptxas"), *Path("/usr/local").glob("cuda-*/bin/ptxas")]
+    places += [p for folder in sys.path for p in Path(folder).glob("nvidia/*/bin/ptxas")]
+    return found or next((str(place) for place in places if place.exists()), None)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A kernel with what is promised of its code.
+
+    arguments: letters of `_OTHERS`, "v" for a vector of the dtype and "n" for a number of it.
+    registers: the most that a thread may take.
+    wide: loads of 16 bytes from global memory. doubles: float64 instructions in a float32 kernel.
+    """
+
+    kernel: Any
+    arguments: str
+    registers: int
+    wide: bool = False
+    doubles: bool = False
+    dtype: str = "float32"
+
+
+def _products(dtype: str, fours: bool, activation: str) -> dict[str, Promise]:
+    """The three products: 256 threads of at most 168 registers fit on a multiprocessor's 65,536."""
+    tile = tile_of(dtype)
+    what = {"registers": 168, "wide": fours, "dtype": dtype}
+    ends = f" {activation} {dtype}{' in fours' if fours else ''}"
+    keeps_z = activation == "gelu"
+    forward = products.forward(tile, dtype, activation, True, keeps_z, fours, fours)
+    backward = products.data_gradient(tile, dtype, activation, True, fours, fours)
+    found = {
+        f"forward{ends}": Promise(forward, "vvvvviii", **what),
+        f"data gradient{ends}": Promise(backward, "vvvvviii", **what),
+    }
+    if not keeps_z:
+        gradient = products.weight_gradient(tile, dtype, fours, fours)
+        found[f"weight gradient{ends}"] = Promise(gradient, "vvviiii", **what)
+    return found
+
+
+PROMISES: dict[str, Promise] = {
+    **_products("float32", True, "relu"),
+    **_products("float32", False, "relu"),
+    **_products("float32", True, "gelu"),
+    **_products("float64", True, "relu"),
+}
+
+
+@pytest.fixture(params=TARGETS, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A card that functions are compiled for, though it is not here."""
+    card = SimpleNamespace(compute_capability=request.param)
+    monkeypatch.setattr(numba.cuda.dispatcher, "get_current_device", lambda: card)
+    return request.param
+
+
+def code_of(promise: Promise, target: tuple[int, int]) -> str:
+    vector = types.float32 if promise.dtype == "float32" else types.float64
+    own = {"v": vector[::1], "n": vector}
+    signature = tuple({**_OTHERS, **own}[letter] for letter in promise.arguments)
+    code, _ = cuda.compile_ptx(promise.kernel.py_func, signature, cc=target)
+    return str(code)
+
+
+@pytest.mark.parametrize("name", sorted(PROMISES))
+def test_what_is_promised_of_a_kernel(name: str, target: tuple[int, int], tmp_path: Path) -> None:
+    promise = PROMISES[name]
+    code = code_of(promise, target)
+    assert f".target sm_{target[0]}{target[1]}" in code
+    if promise.dtype == "float32" and not promise.doubles:
+        lines = [line for line in code.splitlines() if ".f64" in line]
+        assert not lines, f"{name} computes in float64: {lines[:3]}"
+    wide = r"ld\.global\.v4\.f32|ld\.global\.v2\.f64"
+    assert bool(re.search(wide, code)) == promise.wide, f"{name}: 16-byte loads"
+    assembles = assembler()
+    if assembles is None:
+        pytest.skip("ptxas is not installed (pip install nvidia-cuda-nvcc)")
+    source = tmp_path / "kernel.ptx"
+    source.write_text(code)
+    arch = f"-arch=sm_{target[0]}{target[1]}"
+    result = subprocess.run(
+        [assembles, "-v", arch, str(source), "-o", str(tmp_path / "kernel.cubin")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    spilled = {int(n) for n in re.findall(r"(\d+) bytes spill", result.stderr)}
+    assert spilled == {0}, f"{name}: {result.stderr}"
+    registers = max(int(n) for n in re.findall(r"Used (\d+) registers", result.stderr))
+    assert registers <= promise.registers, f"{name}: {registers} registers"
