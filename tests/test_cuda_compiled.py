@@ -25,8 +25,13 @@ if not find_spec("numba") or not find_spec("numba_cuda"):
 import numba.cuda.dispatcher
 from numba import cuda, types
 
-from fastneuron.kernels.device_plan import tile_of
-from fastneuron.kernels.numba_cuda import driver, products
+from fastneuron.kernels.device_plan import Blocks, tile_of
+from fastneuron.kernels.numba_cuda import columns, driver, norms, outcome, products, updates
+from fastneuron.kernels.numba_cuda.dropout import dropout
+from fastneuron.kernels.numba_cuda.gather import gather
+from fastneuron.kernels.numba_cuda.losses import loss_rows
+from fastneuron.losses import LOSSES
+from fastneuron.optimizers import UpdateKind
 
 if driver.SIMULATED:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
@@ -87,7 +92,44 @@ def _products(dtype: str, fours: bool, activation: str) -> dict[str, Promise]:
     return found
 
 
+def _light() -> dict[str, Promise]:
+    """What is bound by memory: 64 registers let 1,024 threads run, half of what there can be."""
+    b = Blocks()
+    f32, lanes, down = "float32", (b.lanes, b.rows), (b.across, b.down, b.group)
+    found = {
+        "gather": Promise(gather(*lanes), "vIIIvii", 40),
+        "classes": Promise(loss_rows("cross_entropy", f32, *lanes, True, True), "vIvvvii", 48),
+        "mean loss": Promise(outcome.mean_loss(b.threads), "vDIi", 40, doubles=True),
+        "squares": Promise(outcome.squares(b.threads, b.chunk), "vBDi", 40, doubles=True),
+        "judge": Promise(outcome.judge(b.threads, f32), "DDvIi", 40, doubles=True),
+        "advance": Promise(outcome.advance(), "I", 16),
+        "gate": Promise(columns.gate(f32, "gelu", True, *down), "vvvvii", 64),
+        "spread": Promise(columns.column_spread(f32, True, *down), "vvvii", 40),
+        "norm sums": Promise(columns.norm_sums(f32, True, *down), "vvvvvii", 48),
+        "partials": Promise(columns.sum_partials(f32, b.threads), "vvii", 40),
+        "moments": Promise(columns.batch_moments(f32, True, b.threads), "vvvnnii", 40),
+        "batch norm": Promise(norms.norm_forward(f32, "gelu", True, True, *lanes), "vvvvvvvii", 64),
+        "batch norm backward": Promise(
+            norms.batch_norm_backward(f32, True, *lanes), "vvvvvvvvnii", 64
+        ),
+        "layer norm": Promise(
+            norms.layer_norm_forward(f32, "gelu", True, True, *lanes), "vvvvvvvnnii", 64
+        ),
+        "layer norm backward": Promise(norms.layer_norm_backward(f32, *lanes), "vvvvvvnii", 56),
+        "running inverse": Promise(norms.running_inverse(f32, b.threads), "vvni", 32),
+        "statistics": Promise(norms.move_statistics(b.threads), "vvvvInni", 40),
+        "dropout": Promise(dropout(f32, b.threads), "vvKIiinii", 64),
+    }
+    for name in sorted(LOSSES):
+        found[f"loss {name}"] = Promise(loss_rows(name, f32, *lanes, True), "vvvvvii", 64)
+    for kind in UpdateKind:
+        kernel = updates.update(kind, 2 if kind is UpdateKind.ADAM else 1, f32, b.threads)
+        found[f"update {kind.name}"] = Promise(kernel, "vvvvBvvIi", 48)
+    return found
+
+
 PROMISES: dict[str, Promise] = {
+    **_light(),
     **_products("float32", True, "relu"),
     **_products("float32", False, "relu"),
     **_products("float32", True, "gelu"),

@@ -19,8 +19,8 @@ from fastneuron.spec import NetworkSpec
 __all__ = [
     "ALIGNMENT",
     "DECAYS",
-    "REDUCTION_ROWS",
     "TRAINS",
+    "Blocks",
     "Part",
     "Tile",
     "blocks_of",
@@ -41,9 +41,6 @@ ALIGNMENT = 16
 
 #: Bits of the mark of 16 numbers of a flat vector: steps change them; weight decay always does.
 TRAINS, DECAYS = 1, 2
-
-#: Rows that one block sums a column over where no product does it on the way.
-REDUCTION_ROWS = 128
 
 # Blocks that a weight gradient's batch is cut for: two a multiprocessor of the largest cards (132
 # to 148). Cards are not asked, for then the order of the sum would be theirs.
@@ -126,6 +123,31 @@ class Tile:
     def threads(self) -> int:
         """Threads of a block."""
         return self.threads_down * self.threads_across
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How blocks of threads cut everything that is no product.
+
+    Attributes
+    ----------
+    lanes, rows : int
+        Of a block: `lanes` threads, a power of two, share a row of the batch.
+    across, down, group : int
+        `across` columns, each shared by `down` threads, are summed over `group` rows a block.
+    threads : int
+        Of a block where each takes one number; a power of two.
+    chunk : int
+        Numbers of a flat vector that one block sums the squares of.
+    """
+
+    lanes: int = 32
+    rows: int = 8
+    across: int = 32
+    down: int = 8
+    group: int = 128
+    threads: int = 256
+    chunk: int = 4096
 
 
 _TILES = {"float32": Tile(128, 128, 8, 8, 8), "float64": Tile(64, 64, 16, 4, 4)}
