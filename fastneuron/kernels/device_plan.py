@@ -28,6 +28,7 @@ __all__ = [
     "flat_size",
     "kept_numbers",
     "marks_of",
+    "most_slices",
     "row_groups",
     "saves_z",
     "slices_of",
@@ -218,10 +219,15 @@ def slices_of(rows: int, inputs: int, outputs: int, tile: Tile) -> tuple[int, in
 
     Rows of a slice are a multiple of the tile's depth; the last slice may have fewer, but some.
     """
-    blocks = blocks_of(inputs, tile.rows) * blocks_of(outputs, tile.columns)
-    wanted = max(1, min(_GRADIENT_BLOCKS // blocks, rows // _SLICE_ROWS))
-    each = blocks_of(blocks_of(rows, wanted), tile.depth) * tile.depth
+    most = most_slices(rows, inputs, outputs, tile)
+    each = blocks_of(blocks_of(rows, most), tile.depth) * tile.depth
     return blocks_of(rows, each), each
+
+
+def most_slices(rows: int, inputs: int, outputs: int, tile: Tile) -> int:
+    """Return the slices that a batch of up to `rows` rows has at most."""
+    blocks = blocks_of(inputs, tile.rows) * blocks_of(outputs, tile.columns)
+    return max(1, min(_GRADIENT_BLOCKS // blocks, rows // _SLICE_ROWS))
 
 
 def saves_z(layer: Layer) -> bool:

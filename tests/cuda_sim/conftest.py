@@ -7,11 +7,15 @@ folder in a process that has the variable; anywhere else nothing is collected he
 from __future__ import annotations
 
 import os
+import sys
 
 import numpy as np
 import pytest
 
 collect_ignore_glob = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["test_*.py"]
+
+# The simulator polls its threads: it should let go of the interpreter sooner than in 5 ms.
+sys.setswitchinterval(1e-3)
 
 
 class Device:

@@ -207,7 +207,7 @@ def test_dropout_drops_what_the_reference_drops(device, batch, outputs, rate) ->
     x = np.arange(1, 1 + batch * outputs, dtype="float32").reshape(batch, outputs)
     keys = np.array([[1, 2], [0xFFFFFFFF, 0x9E3779B9]], np.uint64)
     y, scale = device.out(batch, outputs), np.float32(1 / (1 - rate))
-    dropped, launch = int(rate * 2**32), ((blocks_of(outputs, ACROSS), blocks_of(batch, 4)), ACROSS)
+    dropped, launch = int(rate * 2**32), ((blocks_of(batch, 4), blocks_of(outputs, ACROSS)), ACROSS)
     state = np.array([1, 0])
     device.launch(
         dropout("float32", ACROSS), *launch, x, y, keys, state, 3, dropped, scale, batch, outputs

@@ -27,7 +27,7 @@ __all__ = [
     "intrinsic",
     "kernel",
     "new_stream",
-    "to_device",
+    "put",
     "types",
     "zeros",
 ]
@@ -61,11 +61,6 @@ def new_stream() -> Any:
     return cuda.stream()
 
 
-def to_device(array: NDArray[Any], stream: Any) -> Any:
-    """Return a copy of `array` on the device, in the order of `stream`."""
-    return cuda.to_device(np.ascontiguousarray(array), stream=0 if SIMULATED else stream)
-
-
 def empty(count: int, dtype: Any) -> Any:
     """Return a vector on the device; of no numbers it has room for one, for the driver has none."""
     return cuda.device_array(max(count, 1), dtype)
@@ -73,4 +68,12 @@ def empty(count: int, dtype: Any) -> Any:
 
 def zeros(count: int, dtype: Any, stream: Any) -> Any:
     """Return a vector of zeros on the device."""
-    return to_device(np.zeros(max(count, 1), dtype), stream)
+    vector = empty(count, dtype)
+    put(vector, np.zeros(max(count, 1), dtype), stream)
+    return vector
+
+
+def put(vector: Any, numbers: NDArray[Any], stream: Any) -> None:
+    """Copy contiguous numbers to the start of a vector, in the order of `stream`."""
+    if numbers.size:
+        vector[: numbers.size].copy_to_device(numbers, stream=stream)

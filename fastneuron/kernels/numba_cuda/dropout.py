@@ -37,19 +37,19 @@ def dropout(dtype: str, across: int) -> Any:
     """Return the kernel ``y = x (mask / (1 - rate))``, forward and backward.
 
     Its arguments: x (B, O) IN; y (B, O) OUT, which may be x; keys (steps, 2) uint64 and state IN;
-    layer, its number; dropped, 2^32 times the rate; scale, 1 / (1 - rate); B, O. Blocks of `across`
-    columns and four rows.
+    layer, its number; dropped, 2^32 times the rate; scale, 1 / (1 - rate); B, O. Blocks of four
+    rows (blockIdx.x) and `across` columns (blockIdx.y).
     """
     zero = np.dtype(dtype).type(0)
 
     def dropout_rows(x, y, keys, state, layer, dropped, scale, batch, outputs):
-        column = cuda.blockIdx.x * across + cuda.threadIdx.x
-        first = cuda.blockIdx.y * 4
+        column = cuda.blockIdx.y * across + cuda.threadIdx.x
+        first = cuda.blockIdx.x * 4
         if column < outputs:
             step = state[STEP]
             words = _philox(
                 np.uint64(column),
-                np.uint64(cuda.blockIdx.y),
+                np.uint64(cuda.blockIdx.x),
                 np.uint64(layer),
                 np.uint64(0),
                 keys[2 * step],
