@@ -22,6 +22,8 @@ from fastneuron.testing import (
 )
 
 TINY = Tile(8, 8, 4, 4, 4)
+#: Two groups of four rows and of columns a thread.
+GROUPS = Tile(16, 16, 4, 8, 8)
 #: B, I, O: below, at and past the tile and its depth; multiples of four take the 16-byte loads.
 SHAPES = [(1, 1, 1), (8, 4, 8), (9, 5, 7), (7, 3, 17), (3, 9, 9), (17, 8, 4), (9, 12, 16)]
 
@@ -102,26 +104,29 @@ def gated_rows(bounded, first: int, last: int):
     return type(bounded)(bounded.value[first:last], bounded.bound[first:last])
 
 
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), SHAPES)
-def test_whole_numbers_are_exact(device, rows, inputs, outputs) -> None:
+@pytest.mark.parametrize(
+    ("tile", "rows", "inputs", "outputs"),
+    [(TINY, *shape) for shape in SHAPES] + [(GROUPS, 19, 21, 27), (GROUPS, 16, 16, 12)],
+)
+def test_whole_numbers_are_exact(device, tile, rows, inputs, outputs) -> None:
     rng = np.random.default_rng(rows)
 
     def whole(*shape: int):
         return rng.integers(-3, 4, shape).astype("float32")
 
     x, w, b, dz = whole(rows, inputs), whole(inputs, outputs), whole(outputs), whole(rows, outputs)
-    z, a = forward(device, TINY, x, w, b, "relu", True)
+    z, a = forward(device, tile, x, w, b, "relu", True)
     np.testing.assert_array_equal(z, x @ w + b, err_msg="z")
     np.testing.assert_array_equal(a, np.maximum(x @ w + b, 0), err_msg="a")
-    dx, sums = data_gradient(device, TINY, dz, w, x, "relu", True)
+    dx, sums = data_gradient(device, tile, dz, w, x, "relu", True)
     want = dz @ w.T * (x > 0)
     np.testing.assert_array_equal(dx, want, err_msg="dz below")
-    groups = [want[i : i + TINY.rows].sum(0) for i in range(0, rows, TINY.rows)]
+    groups = [want[i : i + tile.rows].sum(0) for i in range(0, rows, tile.rows)]
     np.testing.assert_array_equal(sums, groups, err_msg="its column sums")
-    dx, _ = data_gradient(device, TINY, dz, w, x, "identity", False)
+    dx, _ = data_gradient(device, tile, dz, w, x, "identity", False)
     np.testing.assert_array_equal(dx, dz @ w.T, err_msg="dx")
     each = 8
-    parts = weight_gradient(device, TINY, x, dz, blocks_of(rows, each), each)
+    parts = weight_gradient(device, tile, x, dz, blocks_of(rows, each), each)
     want = [x[i : i + each].T @ dz[i : i + each] for i in range(0, rows, each)]
     np.testing.assert_array_equal(parts, want, err_msg="dw of each slice")
 
