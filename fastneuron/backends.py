@@ -18,6 +18,7 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 from fastneuron.errors import BackendUnavailable, UnknownNameError
+from fastneuron.kernels import numba_cuda  # which imports no numba
 from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
@@ -69,7 +70,7 @@ class Backend:
     ----------
     name : str
     device : str
-        Where it computes: "cpu".
+        Where it computes: "cpu" or "cuda".
     reason : str
         Why this backend is the one in use.
     """
@@ -125,7 +126,7 @@ def available() -> dict[str, Backend | BackendUnavailable]:
     found: dict[str, Backend | BackendUnavailable] = {}
     for name in NAMES:
         problem = _problem(name)
-        found[name] = BackendUnavailable(problem) if problem else Backend(name)
+        found[name] = BackendUnavailable(problem) if problem else _backend(name)
     return found
 
 
@@ -186,7 +187,7 @@ def _own_choice(dtype: str, long: bool) -> Backend:
         except BackendUnavailable as error:
             problems.append(f"{candidate} would come before it, but {error}")
         else:
-            return Backend(candidate, reason="; ".join([f"auto: {why}", *problems]))
+            return _backend(candidate, "; ".join([f"auto: {why}", *problems]))
     raise BackendUnavailable("; ".join(problems))
 
 
@@ -228,7 +229,11 @@ def _named(name: str, reason: str) -> Backend:
             _load(name)
         except BackendUnavailable as error:
             raise BackendUnavailable(f"backend {name!r}: {error} ({_overview()})") from error
-    return Backend(name, reason=reason)
+    return _backend(name, reason)
+
+
+def _backend(name: str, reason: str = "") -> Backend:
+    return Backend(name, "cuda" if name == "cuda" else "cpu", reason)
 
 
 def _overview() -> str:
@@ -246,7 +251,7 @@ def _problem(name: str) -> str:
     if name in _failed:
         return _failed[name]
     if name == "cuda":
-        return "CUDA is not part of this version"
+        return numba_cuda.missing()
     if name == "numba":
         return "" if find_spec("numba") else "numba is not installed (pip install numba)"
     try:
@@ -276,9 +281,13 @@ def _import(name: str) -> _Parts:
     if name == "numpy":
         reference = import_module("fastneuron.kernels.reference")
         return _Parts(reference.SLOTS, dict.fromkeys(SLOTS, name), reference.ReferenceEngine, True)
-    if name == "cuda" or (name == "numba" and not find_spec("numba")):
-        raise BackendUnavailable(_problem(name))
+    if name in ("cuda", "numba") and (problem := _problem(name)):
+        raise BackendUnavailable(problem)
     try:
+        if name == "cuda":
+            device = import_module("fastneuron.kernels.numba_cuda.engine")
+            slots = _load("numpy").slots  # it has an engine and no slots of its own
+            return _Parts(slots, dict.fromkeys(SLOTS, "numpy"), device.CudaEngine, True)
         module = import_module(f"fastneuron.kernels.{name}_cpu")
         own: Mapping[str, Slot] = module.SLOTS
         engine = getattr(module, f"{name.title()}Engine", None)

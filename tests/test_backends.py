@@ -8,6 +8,7 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, UnknownNameError
+from fastneuron.kernels import numba_cuda
 from fastneuron.kernels.contract import SLOTS, Engine
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
@@ -21,12 +22,20 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "_choices", {})
 
 
-def test_all_backends_are_listed_with_reasons() -> None:
+@pytest.fixture
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without what CUDA needs, whatever this one has."""
+    monkeypatch.setattr(numba_cuda, "missing", lambda: "no NVIDIA card is visible")
+    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(backends, "_failed", {})
+
+
+def test_all_backends_are_listed_with_reasons(no_card: None) -> None:
     found = backends.available()
     assert set(found) == {"numpy", "numba", "cython", "cuda"}
     assert isinstance(found["numpy"], backends.Backend)
     assert isinstance(found["cuda"], BackendUnavailable)
-    assert "not part of this version" in str(found["cuda"])
+    assert str(found["cuda"]) == "no NVIDIA card is visible"
 
 
 def test_every_backend_has_every_slot_and_says_whose(backend: backends.Backend) -> None:
@@ -41,16 +50,32 @@ def test_every_backend_makes_an_engine(backend: backends.Backend) -> None:
     assert isinstance(engine, Engine)
 
 
-def test_an_unknown_name_lists_what_exists_and_what_is_missing() -> None:
+def test_an_unknown_name_lists_what_exists_and_what_is_missing(no_card: None) -> None:
     with pytest.raises(UnknownNameError, match=r"'torch'.*available: auto, numpy.*cuda: "):
         backends.get("torch")
     with pytest.raises(UnknownNameError), backends.use("torch"):
         pass
 
 
-def test_an_unavailable_backend_says_why_and_nothing_falls_back() -> None:
-    with pytest.raises(BackendUnavailable, match=r"'cuda': .*not part.*available: auto, numpy"):
+def test_an_unavailable_backend_says_why_and_nothing_falls_back(no_card: None) -> None:
+    with pytest.raises(BackendUnavailable, match=r"'cuda': no NVIDIA card.*available: auto, numpy"):
         backends.get("cuda")
+
+
+def test_auto_never_means_a_card() -> None:
+    assert "cuda" not in backends.AUTO_ORDER
+    assert backends.get("auto").device == "cpu"
+
+
+@pytest.mark.parametrize("package", ["numba", "numba_cuda"])
+def test_cuda_without_a_package_names_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        numba_cuda, "find_spec", lambda name: None if name == package else "is here"
+    )
+    problem = numba_cuda.missing()
+    assert problem == (
+        f"{package.replace('_', '-')} is not installed (pip install fastneuron[cuda])"
+    )
 
 
 def test_a_backend_that_does_not_start_is_passed_over_by_auto_only(

@@ -21,6 +21,7 @@ from fastneuron.cli import main
 from fastneuron.datasets import load_digits, make_linear
 from fastneuron.elision import Elision
 from fastneuron.initializers import BIAS_INITIALIZERS
+from fastneuron.kernels import numba_cuda
 from fastneuron.optimizers import OPTIMIZERS
 
 #: The reference backend starts at once; what the others compute is tested elsewhere.
@@ -381,8 +382,10 @@ def test_predictions_go_into_a_pipe_and_do_not_replace_it(
 def test_a_backend_that_cannot_run_says_why(
     flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if not (problem := numba_cuda.missing()):
+        pytest.skip("there is a card here, so every backend may run")
     arguments = ["train", flowers, "--target", "species", "--out", tmp_path / "m"]
-    assert "CUDA is not part" in fails(capsys, *arguments, "--backend", "cuda")
+    assert problem in fails(capsys, *arguments, "--backend", "cuda")
 
 
 def test_divergence_is_one_line(

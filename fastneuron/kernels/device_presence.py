@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 __all__ = ["missing_card", "missing_driver"]
 
@@ -20,6 +21,7 @@ def missing_card() -> str:
     return _missing(_LIBRARY, cards=True)
 
 
+@cache
 def _missing(library: str, cards: bool) -> str:
     try:
         driver = ctypes.CDLL(library)
