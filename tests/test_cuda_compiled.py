@@ -26,12 +26,15 @@ import numba.cuda.dispatcher
 from numba import cuda, types
 
 from fastneuron.kernels.device_plan import Blocks, tile_of
-from fastneuron.kernels.numba_cuda import columns, driver, norms, outcome, products, updates
+from fastneuron.kernels.fused_plan import fused_plan
+from fastneuron.kernels.numba_cuda import columns, driver, fused, norms, outcome, products, updates
 from fastneuron.kernels.numba_cuda.dropout import dropout
 from fastneuron.kernels.numba_cuda.gather import gather
 from fastneuron.kernels.numba_cuda.losses import loss_rows
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import UpdateKind
+from fastneuron.spec import NetworkSpec
 
 if driver.SIMULATED:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
@@ -104,8 +107,8 @@ def _light() -> dict[str, Promise]:
         "judge": Promise(outcome.judge(b.threads, f32), "DDvIi", 40, doubles=True),
         "advance": Promise(outcome.advance(), "I", 16),
         "gate": Promise(columns.gate(f32, "gelu", True, *down), "vvvvii", 64),
-        "spread": Promise(columns.column_spread(f32, True, *down), "vvvii", 40),
-        "norm sums": Promise(columns.norm_sums(f32, True, *down), "vvvvvii", 48),
+        "spread": Promise(columns.column_spread(f32, True, *down), "vvvii", 48),
+        "norm sums": Promise(columns.norm_sums(f32, True, *down), "vvvvvii", 64),
         "partials": Promise(columns.sum_partials(f32, b.threads), "vvii", 40),
         "moments": Promise(columns.batch_moments(f32, True, b.threads), "vvvnnii", 40),
         "batch norm": Promise(norms.norm_forward(f32, "gelu", True, True, *lanes), "vvvvvvvii", 64),
@@ -128,8 +131,23 @@ def _light() -> dict[str, Promise]:
     return found
 
 
+def _fused() -> dict[str, Promise]:
+    """Small networks: three blocks of 256 threads on a multiprocessor, where memory lets them."""
+    found = {}
+    for activation in ("relu", "gelu"):
+        layers = [Dense(64, 64, activation) for _ in range(2)] + [Dense(64, 4)]
+        plan = fused_plan(NetworkSpec.chain(layers))
+        assert plan is not None
+        step = fused.fused_step(plan, "cross_entropy", "float32", 256, False, True)
+        found[f"fused step {activation}"] = Promise(step, "vIvIIIvvvii", 128)
+        predict = fused.fused_forward(plan, "float32", 256)
+        found[f"fused forward {activation}"] = Promise(predict, "vvvii", 128)
+    return found
+
+
 PROMISES: dict[str, Promise] = {
     **_light(),
+    **_fused(),
     **_products("float32", True, "relu"),
     **_products("float32", False, "relu"),
     **_products("float32", True, "gelu"),
@@ -149,7 +167,8 @@ def code_of(promise: Promise, target: tuple[int, int]) -> str:
     vector = types.float32 if promise.dtype == "float32" else types.float64
     own = {"v": vector[::1], "n": vector}
     signature = tuple({**_OTHERS, **own}[letter] for letter in promise.arguments)
-    code, _ = cuda.compile_ptx(promise.kernel.py_func, signature, cc=target)
+    bounds = promise.kernel.targetoptions.get("launch_bounds")
+    code, _ = cuda.compile_ptx(promise.kernel.py_func, signature, cc=target, launch_bounds=bounds)
     return str(code)
 
 

@@ -33,7 +33,7 @@ HOUSE = (
         "kernels.device_plan",
         "kernels.device_presence",
     ),
-    ("kernels.estimate", "kernels.panel_slots", "kernels.constants"),
+    ("kernels.estimate", "kernels.panel_slots", "kernels.constants", "kernels.fused_plan"),
     ("kernels.cost",),
     ("kernels.explanation",),
     ("kernels.blocked",),

@@ -134,6 +134,25 @@ def test_bits_do_not_depend_on_chunks_or_on_where_the_data_is(name) -> None:
     assert state_of(held) == want
 
 
+def test_held_data_is_found_on_the_device_and_other_data_is_not_taken_for_it() -> None:
+    of = CASES["one layer"]
+    weight = np.linspace(0, 2, 11).astype("float32")
+    x, y = of.x.copy(), of.y.copy()
+    held, other = (Case(**{**vars(of), "x": a, "y": b, "weight": weight.copy()})
+                   for a, b in ((x, y), (of.x * 2, of.y * 2)))  # fmt: skip
+    order, bounds, scalars = np.arange(5), np.array([0, 5]), scalars_of(of, 2)
+    got, want = engine_of(held), engine_of(held)
+    got.hold(held.x, held.y, held.weight)
+    run_steps(got, other, order, bounds, scalars[:1])
+    run_steps(want, other, order, bounds, scalars[:1])
+    assert state_of(got) == state_of(want)
+    got.hold(held.x, held.y, held.weight)
+    run_steps(want, held, order, bounds, scalars[1:])
+    x[...] = np.nan  # what is held is not read again
+    run_steps(got, held, order, bounds, scalars[1:])
+    assert state_of(got) == state_of(want)
+
+
 def test_data_that_is_not_held_may_change_between_calls() -> None:
     of = CASES["one layer"]
     engine, other = engine_of(of), engine_of(of)

@@ -36,8 +36,8 @@ def test_an_update_is_within_its_bound(device, optimizer, dtype) -> None:
         first = second.copy()
     scalars = optimizer.scalars(4, np.array([0.5, 0.1]))
     table = updates.table_of(scalars, dtype)
-    # Of three groups of 16 one decays, one does not, and one is not trained at all.
-    marks = np.array([TRAINS | DECAYS, TRAINS, 0], np.uint8)
+    # Of three groups of 16 one decays, one is not trained at all, and one does not decay.
+    marks = np.array([TRAINS | DECAYS, 0, TRAINS], np.uint8)
     clip, state = np.array([0.25], dtype), np.array([1, Status.OK])
     got = [each.copy() for each in (p, first, second)]
     kernel = updates.update(optimizer.kind, optimizer.n_moments, dtype, THREADS)
@@ -45,7 +45,7 @@ def test_an_update_is_within_its_bound(device, optimizer, dtype) -> None:
     grid = blocks_of(count, THREADS)
     device.launch(kernel, grid, THREADS, got[0], g, *got[1:], marks, table, clip, state, count)
     kept = [first, second][: optimizer.n_moments]
-    for decays, part in ((True, slice(0, 16)), (False, slice(16, 32))):
+    for decays, part in ((True, slice(0, 16)), (False, slice(32, 44))):
         row = scalars[1].copy()
         if not decays:
             row[[L2, SHRINK]] = 0
@@ -56,7 +56,8 @@ def test_an_update_is_within_its_bound(device, optimizer, dtype) -> None:
         for name, new, bounded in zip(("p", "first", "second"), got, want, strict=False):
             assert_within(new[part], bounded, f"{name}, decays={decays}")
     for new, old in zip(got, (p, first, second), strict=True):
-        np.testing.assert_array_equal(new[32:], old[32:])
+        np.testing.assert_array_equal(new[16:32], old[16:32])
+        np.testing.assert_array_equal(new[44:], old[44:])
     for new, old in zip(got[1 + optimizer.n_moments :], (first, second)[optimizer.n_moments :]):  # noqa: B905
         np.testing.assert_array_equal(new, old)
 

@@ -15,7 +15,7 @@ import numpy as np
 from fastneuron.kernels.numba_cuda.driver import cuda, device_function, kernel
 from fastneuron.kernels.numba_cuda.sums import largest_of_lanes, sum_of_lanes
 
-__all__ = ["loss_rows"]
+__all__ = ["loss_rows", "pair_of"]
 
 
 def _mse(T: Any) -> Callable[..., Any]:
@@ -82,6 +82,12 @@ _PAIRS: dict[str, Callable[[Any], Callable[..., Any]]] = {
 
 
 @cache
+def pair_of(loss: str, dtype: str) -> Any:
+    """Return a function: output, target -> l and dl/do, of a loss that is a mean over outputs."""
+    return device_function(_PAIRS[loss](np.dtype(dtype).type))
+
+
+@cache
 def loss_rows(
     loss: str, dtype: str, lanes: int, rows: int, weighted: bool, classes: bool = False
 ) -> Any:
@@ -93,7 +99,7 @@ def loss_rows(
     T = np.dtype(dtype).type
     if loss == "cross_entropy":
         return kernel(_cross_entropy(T, lanes, rows, weighted, classes))
-    return kernel(_of_values(T, device_function(_PAIRS[loss](T)), lanes, rows, weighted))
+    return kernel(_of_values(T, pair_of(loss, dtype), lanes, rows, weighted))
 
 
 def _of_values(T: Any, pair: Any, lanes: int, rows: int, weighted: bool) -> Callable[..., Any]:

@@ -1,0 +1,346 @@
+"""A small network in one kernel: a block takes some rows of the batch through all layers and back.
+
+The rows' activations stay in shared memory, feature by feature, so that a thread reads four rows of
+a feature at a time; a layer's weight is copied there while it is needed. A delta takes the place of
+the activation that it belongs to. Idea: Mueller, Rousselle, Novak & Keller 2021, "Real-time neural
+radiance caching for path tracing", ACM TOG 40 (fully fused networks); here with biases, any width
+and float32 sums.
+
+Order: an output's sum starts from b and goes over I, as in `products`; a weight's gradient goes
+over the rows of a block, then over the blocks' partial sums (`columns.sum_partials`).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from fastneuron.kernels.fused_plan import FusedLayer, FusedPlan, whole
+from fastneuron.kernels.numba_cuda import activations
+from fastneuron.kernels.numba_cuda.driver import ALIGNED, cuda, device_function, kernel
+from fastneuron.kernels.numba_cuda.losses import pair_of
+from fastneuron.kernels.numba_cuda.outcome import STEP
+from fastneuron.kernels.numba_cuda.vectors import load4_shared
+
+__all__ = ["fused_forward", "fused_step"]
+
+
+@cache
+def _copy_weight(layer: FusedLayer, dtype: str, threads: int) -> Any:
+    """Return a function that copies a weight to shared memory, with zeros around it."""
+    inputs, outputs, stride = layer.inputs, layer.outputs, layer.stride
+    size, at = whole(inputs) * stride, layer.weight_at
+    zero = np.dtype(dtype).type(0)
+
+    @device_function
+    def copy(near, p, start):
+        for q in range(cuda.threadIdx.x, size, threads):
+            i, o = q // stride, q % stride
+            number = zero
+            if i < inputs and o < outputs:
+                number = p[start + at + i * outputs + o]
+            near[q] = number
+
+    return copy
+
+
+@cache
+def _layer_forward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any:
+    """Return a function: the layer's output, zeros in rows past the batch, from its input."""
+    layer, T = plan.layers[index], np.dtype(dtype).type
+    zero = T(0)
+    stride, rows = plan.row_stride, plan.rows // 4
+    patches = rows * (whole(layer.outputs) // 4)
+    inputs, outputs, bias, bias_at = layer.inputs, layer.outputs, layer.bias, layer.bias_at
+    source, target, z_at = plan.tile_at[index], plan.tile_at[index + 1], plan.z_at[index]
+    first_at, w_stride = z_at if layer.saves_z else target, layer.stride
+    f = activations.value(layer.activation, dtype)
+    copy = _copy_weight(layer, dtype, threads)
+
+    @device_function
+    def forward(near, p, start, count):
+        copy(near, p, start)
+        cuda.syncthreads()
+        for patch in range(cuda.threadIdx.x, patches, threads):
+            row, column = patch % rows * 4, patch // rows * 4
+            sums = cuda.local.array((4, 4), T)
+            for j in range(4):
+                first = zero
+                if bias and column + j < outputs:
+                    first = p[start + bias_at + column + j]
+                for i in range(4):
+                    sums[i, j] = first
+            for k in range(inputs):
+                a = load4_shared(near, source + k * stride + row)
+                w = load4_shared(near, k * w_stride + column)
+                for i in range(4):
+                    for j in range(4):
+                        sums[i, j] += a[i] * w[j]
+            for j in range(4):
+                for i in range(4):
+                    near[first_at + (column + j) * stride + row + i] = sums[i, j]
+            # A loop of its own, so that f need not stand here 16 times beside the sums.
+            for q in range(16):
+                i, j = q % 4, q // 4
+                at = (column + j) * stride + row + i
+                inside = row + i < count and column + j < outputs
+                number = near[first_at + at] if inside else zero
+                near[first_at + at] = number
+                near[target + at] = f(number) if inside else zero
+        cuda.syncthreads()
+
+    return forward
+
+
+@cache
+def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any:
+    """Return a function: the layer's gradients, and the delta below in the place of its input."""
+    layer, T = plan.layers[index], np.dtype(dtype).type
+    zero = T(0)
+    stride, rows = plan.row_stride, plan.rows // 4
+    inputs, outputs, bias = layer.inputs, layer.outputs, layer.bias
+    across, down = whole(inputs) // 4, whole(outputs) // 4
+    weight_at, bias_at, w_stride = layer.weight_at, layer.bias_at, layer.stride
+    source, delta = plan.tile_at[index], plan.tile_at[index + 1]
+    goes_on, reloads = index > 0, index < len(plan.layers) - 1
+    below = plan.layers[index - 1] if goes_on else layer
+    saved = plan.z_at[index - 1] if goes_on and below.saves_z else source
+    slope = activations.derivative(below.activation, dtype)
+    copy = _copy_weight(layer, dtype, threads)
+
+    @device_function
+    def backward(near, p, start, partials, base, count):
+        if goes_on and reloads:
+            copy(near, p, start)
+        for patch in range(cuda.threadIdx.x, across * down, threads):
+            # Neighbours take neighbouring features: their rows begin in different banks.
+            i, o = patch % across, patch // across
+            sums = cuda.local.array((4, 4), T)
+            a = cuda.local.array((4, 4), T)
+            for r in range(4):
+                for c in range(4):
+                    sums[r, c] = zero
+            for row in range(0, count, 4):  # not of the tile: such a loop would be unrolled whole
+                for r in range(4):
+                    four = load4_shared(near, source + (i + r * across) * stride + row)
+                    for k in range(4):
+                        a[r, k] = four[k]
+                for c in range(4):
+                    d = load4_shared(near, delta + (o + c * down) * stride + row)
+                    for k in range(4):
+                        for r in range(4):
+                            sums[r, c] += a[r, k] * d[k]
+            for r in range(4):
+                for c in range(4):
+                    to_i, to_o = i + r * across, o + c * down
+                    if to_i < inputs and to_o < outputs:
+                        partials[base + weight_at + to_i * outputs + to_o] = sums[r, c]
+        if bias:
+            for o in range(cuda.threadIdx.x, outputs, threads):
+                total = zero
+                for row in range(count):
+                    total += near[delta + o * stride + row]
+                partials[base + bias_at + o] = total
+        cuda.syncthreads()
+        if goes_on:
+            for patch in range(cuda.threadIdx.x, rows * across, threads):
+                row, i = patch % rows * 4, patch // rows * 4
+                for q in range(16):  # as in the forward pass: the slopes first, by themselves
+                    at = (i + q // 4) * stride + row + q % 4
+                    near[source + at] = slope(near[saved + at])
+                sums = cuda.local.array((4, 4), T)
+                for r in range(4):
+                    for c in range(4):
+                        sums[r, c] = zero
+                for o in range(outputs):
+                    d = load4_shared(near, delta + o * stride + row)
+                    for c in range(4):
+                        w = near[(i + c) * w_stride + o]
+                        for r in range(4):
+                            sums[r, c] += d[r] * w
+                for c in range(4):
+                    for r in range(4):
+                        at = source + (i + c) * stride + row + r
+                        near[at] = sums[r, c] * near[at]
+            cuda.syncthreads()
+
+    return backward
+
+
+def _all_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+    steps = [_layer_forward(plan, i, dtype, threads) for i in range(len(plan.layers))]
+
+    def joined(before: Any, last: Any) -> Any:
+        @device_function
+        def both(near, p, start, count):
+            before(near, p, start, count)
+            last(near, p, start, count)
+
+        return both
+
+    result = steps[0]
+    for step in steps[1:]:
+        result = joined(result, step)
+    return result
+
+
+def _all_backward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+    steps = [_layer_backward(plan, i, dtype, threads) for i in reversed(range(len(plan.layers)))]
+
+    def joined(before: Any, last: Any) -> Any:
+        @device_function
+        def both(near, p, start, partials, base, count):
+            before(near, p, start, partials, base, count)
+            last(near, p, start, partials, base, count)
+
+        return both
+
+    result = steps[0]
+    for step in steps[1:]:
+        result = joined(result, step)
+    return result
+
+
+def _loss_of_rows(
+    plan: FusedPlan, loss: str, dtype: str, threads: int, weighted: bool, classes: bool
+) -> Any:
+    """Return a function: the losses of the rows, and dL/dz in the place of the output."""
+    layer, T = plan.layers[-1], np.dtype(dtype).type
+    outputs, stride, rows = layer.outputs, plan.row_stride, plan.rows
+    at_out = plan.tile_at[-1]
+    at_saved = plan.z_at[-1] if layer.saves_z else at_out
+    zero, one = T(0), T(1)
+    share = T(1 / outputs)
+    slope = activations.derivative(layer.activation, dtype)
+    if loss == "cross_entropy":
+
+        @device_function
+        def of_row(near, y, sample, counts, batch, r):
+            top = near[at_out + r]
+            for o in range(1, outputs):
+                if near[at_out + o * stride + r] > top:
+                    top = near[at_out + o * stride + r]
+            total, share_of_y = zero, one
+            if not classes:
+                share_of_y = zero
+            for o in range(outputs):
+                total += T(math.exp(near[at_out + o * stride + r] - top))
+                if not classes:
+                    share_of_y += y[sample * outputs + o]
+            log_total, result = T(math.log(total)), zero
+            for o in range(outputs):
+                at = o * stride + r
+                log_p = (near[at_out + at] - top) - log_total
+                if classes:
+                    target = one if y[sample] == o else zero
+                    if y[sample] == o:
+                        result -= log_p
+                else:
+                    target = y[sample * outputs + o]
+                    result -= target * log_p
+                d = counts * (T(math.exp(log_p)) * share_of_y - target) / T(batch)
+                near[at_out + at] = d * slope(near[at_saved + at])
+            return counts * result
+    else:
+        pair = pair_of(loss, dtype)
+
+        @device_function
+        def of_row(near, y, sample, counts, batch, r):
+            result = zero
+            for o in range(outputs):
+                at = o * stride + r
+                each, steep = pair(near[at_out + at], y[sample * outputs + o])
+                result += each
+                d = counts * (steep * share) / T(batch)
+                near[at_out + at] = d * slope(near[at_saved + at])
+            return counts * (result * share)
+
+    @device_function
+    def of_rows(near, y, weight, order, first, row, count, losses, batch):
+        for r in range(cuda.threadIdx.x, rows, threads):
+            if r < count:
+                sample, counts = order[first + row + r], one
+                if weighted:
+                    counts = weight[sample]
+                at = cuda.blockIdx.y * batch + row + r
+                losses[at] = of_row(near, y, sample, counts, batch, r)
+        cuda.syncthreads()
+
+    return of_rows
+
+
+@cache
+def fused_step(
+    plan: FusedPlan, loss: str, dtype: str, threads: int, weighted: bool, classes: bool
+) -> Any:
+    """Return the kernel of a step up to the partial sums of its gradient.
+
+    Its arguments: x (n, I), y, weight, the data set; order, bounds, state; p (n,) IN; losses (B,),
+    partials (blocks, n) OUT; B, n. blockIdx.y counts models: each has its own p, losses and
+    partials, which follow each other, and all share the data. Shared memory: `plan.numbers`.
+    """
+    kind = np.dtype(dtype)
+    zero = kind.type(0)
+    rows, stride, inputs = plan.rows, plan.row_stride, plan.layers[0].inputs
+    size, at_in = whole(inputs) * rows, plan.tile_at[0]
+    forward, backward = (make(plan, dtype, threads) for make in (_all_forward, _all_backward))
+    loss_of = _loss_of_rows(plan, loss, dtype, threads, weighted, classes)
+
+    def fused_training(x, y, weight, order, bounds, state, p, losses, partials, batch, numbers):
+        near = cuda.shared.array(0, kind, ALIGNED)
+        thread, blocks = cuda.threadIdx.x, cuda.gridDim.x
+        start = cuda.blockIdx.y * numbers
+        base = (cuda.blockIdx.y * blocks + cuda.blockIdx.x) * numbers
+        first = bounds[state[STEP]]
+        for i in range(thread, numbers, threads):  # the gaps between arrays
+            partials[base + i] = zero
+        row = cuda.blockIdx.x * rows
+        count = min(rows, batch - row)
+        for q in range(thread, size, threads):
+            r, k = q // (size // rows), q % (size // rows)
+            number = zero
+            if r < count and k < inputs:
+                number = x[order[first + row + r] * inputs + k]
+            near[at_in + k * stride + r] = number
+        cuda.syncthreads()
+        forward(near, p, start, count)
+        loss_of(near, y, weight, order, first, row, count, losses, batch)
+        backward(near, p, start, partials, base, count)
+
+    # Two blocks a multiprocessor, so 128 registers: unbounded, loads run ahead into 254.
+    return kernel(fused_training, launch_bounds=(threads, 2))
+
+
+@cache
+def fused_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+    """Return the kernel of a prediction; a block takes `plan.rows` rows, blockIdx.y counts models.
+
+    Its arguments: x (B, I), p (n,) IN; out (models, B, O) OUT; B, n.
+    """
+    kind = np.dtype(dtype)
+    zero = kind.type(0)
+    rows, stride, inputs = plan.rows, plan.row_stride, plan.layers[0].inputs
+    outputs, at_out = plan.layers[-1].outputs, plan.tile_at[-1]
+    size, at_in = whole(inputs) * rows, plan.tile_at[0]
+    forward = _all_forward(plan, dtype, threads)
+
+    def fused_prediction(x, p, out, batch, numbers):
+        near = cuda.shared.array(0, kind, ALIGNED)
+        row = cuda.blockIdx.x * rows
+        count = min(rows, batch - row)
+        for q in range(cuda.threadIdx.x, size, threads):
+            r, k = q // (size // rows), q % (size // rows)
+            number = zero
+            if r < count and k < inputs:
+                number = x[(row + r) * inputs + k]
+            near[at_in + k * stride + r] = number
+        cuda.syncthreads()
+        forward(near, p, cuda.blockIdx.y * numbers, count)
+        first = (cuda.blockIdx.y * batch + row) * outputs
+        for q in range(cuda.threadIdx.x, count * outputs, threads):
+            out[first + q] = near[at_out + q % outputs * stride + q // outputs]
+
+    return kernel(fused_prediction, launch_bounds=(threads, 2))
