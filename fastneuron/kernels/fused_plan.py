@@ -10,19 +10,29 @@ from itertools import accumulate
 
 import numpy as np
 
-from fastneuron.kernels.device_plan import flat_parts, saves_z
+from fastneuron.kernels.device_plan import flat_parts, flat_size, saves_z
 from fastneuron.layers import Dense
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["MOST_FEATURES", "SHARED_BYTES", "FusedLayer", "FusedPlan", "fused_plan", "whole"]
+__all__ = [
+    "FUSED_ROWS",
+    "MOST_FEATURES",
+    "SHARED_BYTES",
+    "FusedLayer",
+    "FusedPlan",
+    "fused_plan",
+    "whole",
+]
 
 #: Widest layer, inputs and outputs included, of a network that a block trains by itself.
 MOST_FEATURES = 128
 #: Bytes of shared memory that every card from sm_80 on gives a block on request (CUDA C programming
 #: guide, table of technical specifications: 99 KiB on the smallest, less 1 KiB of the system's).
 SHARED_BYTES = 96 * 1024
-# Rows of a block: the most that fit. Fewer than 16 would copy weights for too little work.
-_ROWS = (128, 64, 32, 16)
+# Bytes of partial gradients, of all blocks of a batch, up to which a batch is trained so.
+_PARTIAL_BYTES = 256 * 1024**2
+#: Rows of a block: the most that fit. Fewer than 16 would copy weights for too little work.
+FUSED_ROWS = (128, 64, 32, 16)
 # Numbers between a row's end and the next one's beginning, so that eight neighbours which read four
 # numbers each begin in different banks.
 _PAD = 4
@@ -82,13 +92,22 @@ class FusedPlan:
     z_at: tuple[int, ...]
     numbers: int
 
+    def partials(self, batch: int, spec: NetworkSpec) -> int:
+        """Return the numbers of the partial gradients of a batch."""
+        return -(-batch // self.rows) * flat_size(spec)
+
+    @staticmethod
+    def most_partials(spec: NetworkSpec) -> int:
+        """Return how many there may be: larger batches go layer by layer."""
+        return _PARTIAL_BYTES // np.dtype(spec.dtype).itemsize
+
     @property
     def row_stride(self) -> int:
         """Numbers from feature to feature."""
         return self.rows + _PAD
 
 
-def fused_plan(spec: NetworkSpec, rows: tuple[int, ...] = _ROWS) -> FusedPlan | None:
+def fused_plan(spec: NetworkSpec, rows: tuple[int, ...] = FUSED_ROWS) -> FusedPlan | None:
     """Return how a block trains the network, or None where it cannot.
 
     It can where all layers are dense and wholly trained, none is wider than `MOST_FEATURES`, and

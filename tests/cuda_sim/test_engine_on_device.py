@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastneuron.kernels import fused_plan
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_plan import Blocks, Tile
 from fastneuron.kernels.numba_cuda.engine import CudaEngine
@@ -36,7 +37,7 @@ BLOCKS = Blocks(lanes=4, rows=2, across=4, down=2, group=5, threads=8, chunk=50)
 
 
 def engine_of(case: Case, **given) -> CudaEngine:
-    options = {"batch_size": case.batch, "tile": TILE, "blocks": BLOCKS, **given}
+    options = {"batch_size": case.batch, "tile": TILE, "blocks": BLOCKS, "fused_rows": (), **given}
     return loaded(CudaEngine(case.spec, case.loss, case.optimizer, **options), case)
 
 
@@ -91,13 +92,47 @@ def test_steps_are_within_their_bounds(name) -> None:
     check_step(engine, of, np.array([10, 3, 3]), scalars[1], f"{name}, step 1")
 
 
+#: What a block can train by itself.
+FUSED = ("one layer", "relu, classes", "probabilities", "saves z, clipped", "decays, doubles")
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_steps_and_predictions_are_within_their_bounds(name) -> None:
+    of = CASES[name]
+    engine = engine_of(of, fused_rows=(4,))
+    assert engine.plan()["fused"] == "4 rows a block"
+    out = engine.forward(of.x)
+    p = Precision.of(of.spec.dtype)
+    assert_within(out, forward(of.spec, of.parameters, of.x, p)[1][-1], name)
+    np.testing.assert_array_equal(engine.forward(of.x[3:4]), out[3:4])
+    scalars = scalars_of(of, 2)
+    check_step(engine, of, np.arange(5), scalars[0], f"{name}, step 0")
+    check_step(engine, of, np.array([10, 3, 3]), scalars[1], f"{name}, step 1")
+
+
+def test_what_a_block_cannot_train_goes_layer_by_layer() -> None:
+    for name in ("batch norm", "partly frozen", "dropout"):
+        assert engine_of(CASES[name], fused_rows=(4,)).plan()["fused"] == "layer by layer"
+
+
+def test_batches_with_too_many_partial_sums_go_layer_by_layer(monkeypatch) -> None:
+    of = CASES["one layer"]
+    monkeypatch.setattr(fused_plan, "_PARTIAL_BYTES", 4 * 32)
+    engine = engine_of(of, fused_rows=(4,))
+    scalars = scalars_of(of, 2)
+    check_step(engine, of, np.arange(5), scalars[0], "two blocks, where one is room for")
+    check_step(engine, of, np.arange(4), scalars[1], "one block")
+
+
 def test_sample_weights_are_within_their_bounds() -> None:
     for name in ("one layer", "relu, classes"):
         of = CASES[name]
         weight = np.random.default_rng(0).uniform(0, 2, 11).astype(of.spec.dtype)
         weighted = Case(**{**vars(of), "weight": weight})
         rows = np.array([9, 1, 4, 0])
-        check_step(engine_of(weighted), weighted, rows, scalars_of(of, 1)[0], name)
+        for fused in ((), (4,)):
+            engine = engine_of(weighted, fused_rows=fused)
+            check_step(engine, weighted, rows, scalars_of(of, 1)[0], name)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -116,12 +151,15 @@ def test_whole_numbers_are_exact(kind, bias) -> None:
                 np.testing.assert_array_equal(array, exactly)
 
 
-@pytest.mark.parametrize("name", ["relu, classes", "batch norm", "dropout"])
-def test_bits_do_not_depend_on_chunks_or_on_where_the_data_is(name) -> None:
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [("relu, classes", ()), ("relu, classes", (4,)), ("batch norm", ()), ("dropout", ())],
+)
+def test_bits_do_not_depend_on_chunks_or_on_where_the_data_is(name, fused) -> None:
     of = CASES[name]
     order = np.array([1, 7, 3, 2, 10, 4, 0, 0, 5, 6])
     bounds, scalars = np.array([0, 4, 8, 10]), scalars_of(of, 3)
-    at_once, one_by_one, held = engine_of(of), engine_of(of, batch_size=1), engine_of(of)
+    at_once, one_by_one, held = (engine_of(of, batch_size=n, fused_rows=fused) for n in (5, 1, 5))
     losses = run_steps(at_once, of, order, bounds, scalars)
     held.hold(of.x, of.y, of.weight)
     np.testing.assert_array_equal(run_steps(held, of, order, bounds, scalars), losses)

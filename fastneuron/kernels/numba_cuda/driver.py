@@ -21,6 +21,7 @@ from fastneuron.errors import BackendUnavailable
 __all__ = [
     "ALIGNED",
     "SIMULATED",
+    "allow_shared",
     "cuda",
     "device_function",
     "empty",
@@ -77,3 +78,22 @@ def put(vector: Any, numbers: NDArray[Any], stream: Any) -> None:
     """Copy contiguous numbers to the start of a vector, in the order of `stream`."""
     if numbers.size:
         vector[: numbers.size].copy_to_device(numbers, stream=stream)
+
+
+def allow_shared(function: Any, arguments: tuple[Any, ...], size: int) -> None:
+    """Let a kernel's launches with such arguments take `size` bytes of shared memory a block.
+
+    More than 48 KiB must be asked for (CUDA C programming guide, "shared memory" of each card from
+    sm_70 on). Numba has no option for it, so this asks as its `set_shared_memory_carveout` does.
+    """
+    if SIMULATED or size <= _UNASKED:
+        return
+    drive = import_module("numba.cuda.cudadrv.driver")
+    compiled = function.compile(tuple(function.typeof_pyval(each) for each in arguments))
+    own = compiled._codelibrary.get_cufunc()
+    what = drive.binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    drive.driver.cuKernelSetAttribute(what, size, own.handle, own.device.id)
+
+
+#: Bytes of shared memory that a block gets without asking.
+_UNASKED = 48 * 1024

@@ -18,8 +18,10 @@ from fastneuron.kernels.contract import (
     Status,
 )
 from fastneuron.kernels.device_plan import Blocks, Tile, blocks_of, tile_of
-from fastneuron.kernels.numba_cuda import missing, outcome, updates
-from fastneuron.kernels.numba_cuda.driver import new_stream, put
+from fastneuron.kernels.fused_plan import FUSED_ROWS, fused_plan
+from fastneuron.kernels.numba_cuda import columns, missing, outcome, updates
+from fastneuron.kernels.numba_cuda.driver import allow_shared, new_stream, put
+from fastneuron.kernels.numba_cuda.fused import fused_forward, fused_step
 from fastneuron.kernels.numba_cuda.gather import gather
 from fastneuron.kernels.numba_cuda.graph import Graph, why_not
 from fastneuron.kernels.numba_cuda.launches import Launch, Passes, run_all
@@ -45,6 +47,9 @@ class CudaEngine(Engine):
         See `Engine`. n_threads is of no effect.
     tile, blocks : optional
         How work is cut; tests cut it small.
+    fused_rows : tuple of int, optional
+        Rows of a block that trains the whole network by itself, the first that fits; none for a
+        network that is trained layer by layer in any case.
 
     Raises
     ------
@@ -64,6 +69,7 @@ class CudaEngine(Engine):
         batch_size: int = 1,
         tile: Tile | None = None,
         blocks: Blocks | None = None,
+        fused_rows: tuple[int, ...] = FUSED_ROWS,
     ) -> None:
         super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
         problem = missing()
@@ -73,6 +79,7 @@ class CudaEngine(Engine):
         self._stream = new_stream()
         self._state = State(spec, optimizer, self._stream)
         self._chunk = Chunk(spec.dtype, self._stream)
+        self._fused = fused_plan(spec, fused_rows)
         self._passes = Passes(spec, self._tile, self._blocks, self._state, self._chunk)
         self._data = (Vector(spec.dtype), Vector(spec.dtype), Vector(spec.dtype))
         self._labels = Vector(np.int64)
@@ -192,6 +199,7 @@ class CudaEngine(Engine):
             put(rows.weight, np.ascontiguousarray(weight), self._stream)
         launches = self._passes.forward(rows, count)
         launches += self._loss(rows, count, weight is not None, y.ndim == 1)
+        launches.append(self._mean_loss(rows, count))
         launches += self._passes.backward(rows, count, need_dx=False)
         run_all(launches, self._stream)
         gradient = self._state.export(self._state.g)
@@ -212,6 +220,9 @@ class CudaEngine(Engine):
                 "data": data,
             },
             "phases": ["gather", "forward", "loss", "backward", "update"],
+            "fused": "layer by layer"
+            if self._fused is None
+            else f"{self._fused.rows} rows a block",
             "tile": f"{tile.rows}x{tile.columns}x{tile.depth}",
             "graph": self._no_graphs or "each step is one launch of a recorded graph",
         }
@@ -225,13 +236,14 @@ class CudaEngine(Engine):
             return
         known = kind in self._steps
         if not known:
-            self._steps[kind] = [
+            fused = self._fused_step(rows, size, weighted, classes)
+            by_layer = fused or [
                 *self._gather(rows, size, weighted, classes),
                 *self._passes.forward(rows, size),
                 *self._loss(rows, size, weighted, classes),
                 *self._passes.backward(rows, size, need_dx=False),
-                *self._apply(rows, size),
             ]
+            self._steps[kind] = [*by_layer, self._mean_loss(rows, size), *self._apply(rows, size)]
         launches = self._steps[kind]
         if known and not self._no_graphs:
             try:
@@ -267,16 +279,39 @@ class CudaEngine(Engine):
         kernel = loss_rows(self.loss.name, self.spec.dtype, b.lanes, b.rows, weighted, classes)
         y = rows.classes if classes else rows.y
         vectors = rows.a[-1], y, rows.weight, rows.losses, rows.d[-1]
-        losses = self._chunk.losses.array
+        grid, block = blocks_of(size, b.rows), (b.lanes, b.rows)
+        return [Launch(kernel, grid, block, (*vectors, size, width))]
+
+    def _mean_loss(self, rows: Rows, size: int) -> Launch:
+        threads = self._blocks.threads
+        arguments = rows.losses, self._chunk.losses.array, self._chunk.state, size
+        return Launch(outcome.mean_loss(threads), 1, threads, arguments)
+
+    def _fused_step(self, rows: Rows, size: int, weighted: bool, classes: bool) -> list[Launch]:
+        """A step up to its gradient and losses where blocks train it whole, else nothing."""
+        plan, chunk, state = self._fused, self._chunk, self._state
+        if plan is None or plan.partials(size, self.spec) > plan.most_partials(self.spec):
+            return []
+        assert self.loss is not None
+        dtype, threads, blocks = self.spec.dtype, self._blocks.threads, blocks_of(size, plan.rows)
+        kernel = fused_step(plan, self.loss.name, dtype, threads, weighted, classes)
+        target = (self._labels if classes else self._data[1]).array
+        data = self._data[0].array, target, self._data[2].array
+        where = chunk.order.array, chunk.bounds.array, chunk.state
+        arguments = (*data, *where, state.p, rows.losses, rows.scratch, size, state.size)
+        second = columns.sum_partials(dtype, threads)
+        sums = rows.scratch, state.g, blocks, state.size
         return [
-            Launch(kernel, blocks_of(size, b.rows), (b.lanes, b.rows), (*vectors, size, width)),
-            Launch(
-                outcome.mean_loss(b.threads),
-                1,
-                b.threads,
-                (rows.losses, losses, self._chunk.state, size),
-            ),
+            self._with_shared(Launch(kernel, (blocks, 1), threads, arguments)),
+            Launch(second, blocks_of(state.size, threads), threads, sums),
         ]
+
+    def _with_shared(self, launch: Launch) -> Launch:
+        """A launch of a fused kernel with the shared memory that its plan takes."""
+        assert self._fused is not None
+        size = self._fused.numbers * np.dtype(self.spec.dtype).itemsize
+        allow_shared(launch.kernel, launch.arguments, size)
+        return launch._replace(shared=size)
 
     def _apply(self, rows: Rows, size: int) -> list[Launch]:
         """The update of a step whose gradient stands, and the end of the step."""
@@ -308,7 +343,15 @@ class CudaEngine(Engine):
 
     def _outputs(self, rows: Rows, x: Array) -> Array:
         put(rows.a[0], np.ascontiguousarray(x).reshape(-1), self._stream)
-        run_all(self._passes.forward(rows, len(x)), self._stream)
+        plan, count = self._fused, len(x)
+        if plan is None or rows.training:
+            run_all(self._passes.forward(rows, count), self._stream)
+        else:
+            kernel = fused_forward(plan, self.spec.dtype, self._blocks.threads)
+            arguments = rows.a[0], self._state.p, rows.a[-1], count, self._state.size
+            grid = blocks_of(count, plan.rows), 1
+            launch = Launch(kernel, grid, self._blocks.threads, arguments)
+            run_all([self._with_shared(launch)], self._stream)
         return self._get(rows.a[-1], len(x), self.spec.out_features)
 
     def _get(self, vector: Any, count: int, width: int) -> Array:
@@ -333,7 +376,13 @@ class CudaEngine(Engine):
         return self._training
 
     def _new_rows(self, count: int, *, training: bool) -> Rows:
-        return Rows(self.spec, count, self._tile, self._blocks, training=training)
+        plan = self._fused
+        partials = 0
+        if plan is not None:
+            partials = min(plan.partials(count, self.spec), plan.most_partials(self.spec))
+        return Rows(
+            self.spec, count, self._tile, self._blocks, training=training, partials=partials
+        )
 
     def _forget(self) -> None:
         """Forget launches on vectors that have moved."""

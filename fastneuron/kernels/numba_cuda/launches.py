@@ -30,12 +30,13 @@ class Launch(NamedTuple):
     grid: Any
     block: Any
     arguments: tuple[Any, ...]
+    shared: int = 0  # bytes of shared memory, where the launch decides
 
 
 def run_all(launches: list[Launch], stream: Any) -> None:
     """Put all launches on the stream, in order."""
-    for kernel, grid, block, arguments in launches:
-        kernel[grid, block, stream](*arguments)
+    for kernel, grid, block, arguments, shared in launches:
+        kernel[grid, block, stream, shared](*arguments)
 
 
 def _fours(count: int) -> bool:

@@ -34,13 +34,20 @@ class Rows:
     y, classes, weight, losses
         The batch's targets of either kind, its weights, the loss of each row.
     scratch
-        First stages of sums, each read before the next is written.
+        First stages of sums, each read before the next is written: at least `partials` numbers.
     sums : (2, widest)
         Sums over the batch that are no gradients.
     """
 
     def __init__(
-        self, spec: NetworkSpec, count: int, tile: Tile, blocks: Blocks, *, training: bool
+        self,
+        spec: NetworkSpec,
+        count: int,
+        tile: Tile,
+        blocks: Blocks,
+        *,
+        training: bool,
+        partials: int = 0,
     ) -> None:
         self.count, self.training = count, training
         self._sizes: list[int] = []
@@ -68,7 +75,7 @@ class Rows:
         self.losses = self._vector(count)
         self.sums = [self._vector(widest(spec)) for _ in range(2)]
         groups = blocks_of(count, min(tile.rows, blocks.group))
-        size = 2 * groups * widest(spec)
+        size = max(2 * groups * widest(spec), partials)
         for layer in spec.layers:
             if isinstance(layer, Dense):
                 inputs, outputs = layer.weight_shape
