@@ -39,6 +39,14 @@ from fastneuron.spec import NetworkSpec
 if driver.SIMULATED:
     pytest.skip("the simulator compiles nothing", allow_module_level=True)
 
+try:
+    cuda.compile_ptx(lambda a: None, (types.float32[::1],), cc=(9, 0))
+except Exception as error:  # of several types: NVVM, NVRTC or the toolkit's files are not there
+    pytest.skip(
+        f"numba-cuda has nothing to compile with (pip install numba-cuda[cu13]): {error}",
+        allow_module_level=True,
+    )
+
 #: Ampere, Hopper, Blackwell.
 TARGETS = ((8, 0), (9, 0), (10, 0))
 _WHOLE = types.int64

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels import fused_plan
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_plan import Blocks, Tile
+from fastneuron.kernels.numba_cuda import driver
 from fastneuron.kernels.numba_cuda.engine import CudaEngine
 from fastneuron.kernels.reference import ReferenceEngine
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
@@ -295,6 +297,30 @@ def test_what_is_loaded_is_exported() -> None:
                 np.testing.assert_equal(array, exactly)
     for pair, right in zip(engine.export_statistics(), of.statistics, strict=True):
         np.testing.assert_equal(pair, right)
+
+
+def test_a_device_without_room_says_so(monkeypatch) -> None:
+    def full(*shape_and_dtype: object) -> None:
+        raise RuntimeError("[2] Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
+
+    of = CASES["one layer"]
+    engine = engine_of(of)
+    before = state_of(engine)
+    with monkeypatch.context() as patched:
+        patched.setattr(driver.cuda, "device_array", full)
+        with pytest.raises(MemoryError, match=r"no room for [\d,]+ bytes more: take smaller"):
+            engine.forward(of.x)
+    assert state_of(engine) == before
+    engine.forward(of.x)
+
+
+def test_a_driver_that_does_not_start_says_what_it_says(monkeypatch) -> None:
+    def broken() -> None:
+        raise OSError("the driver\n is too old")
+
+    monkeypatch.setattr(driver.cuda, "stream", broken)
+    with pytest.raises(BackendUnavailable, match="CUDA does not start: the driver is too old"):
+        engine_of(CASES["one layer"])
 
 
 def test_the_plan_says_what_is_there() -> None:

@@ -7,6 +7,7 @@ in the subset that both have, and a change of package is a change of this file.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ __all__ = [
     "ALIGNED",
     "SIMULATED",
     "allow_shared",
+    "configured",
     "cuda",
     "device_function",
     "empty",
@@ -57,14 +59,50 @@ def device_function(function: Callable[..., Any]) -> Any:
     return cuda.jit(device=True, forceinline=True)(function)
 
 
+def configured(function: Any, grid: Any, block: Any, stream: Any, shared: int) -> Any:
+    """Return what launches a kernel so, given its arguments.
+
+    Numba warns of few blocks whenever it makes one: a small batch has few.
+    """
+    if SIMULATED:  # whose kernel is changed by its configuration
+        return lambda *arguments: function[grid, block, stream, shared](*arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function[grid, block, stream, shared]
+
+
 def new_stream() -> Any:
-    """Return a stream of the current device."""
-    return cuda.stream()
+    """Return a stream of the current device.
+
+    Raises
+    ------
+    BackendUnavailable
+        Where CUDA does not start; the message is what the driver says.
+    """
+    try:
+        return cuda.stream()
+    except Exception as error:  # the driver's errors have no common type
+        said = " ".join(str(error).split())
+        raise BackendUnavailable(f"CUDA does not start: {said}") from error
 
 
 def empty(count: int, dtype: Any) -> Any:
-    """Return a vector on the device; of no numbers it has room for one, for the driver has none."""
-    return cuda.device_array(max(count, 1), dtype)
+    """Return a vector on the device; of no numbers it has room for one, for the driver has none.
+
+    Raises
+    ------
+    MemoryError
+        Where the device has no room for it.
+    """
+    try:
+        return cuda.device_array(max(count, 1), dtype)
+    except Exception as error:
+        if "OUT_OF_MEMORY" not in str(error):
+            raise
+        size = count * np.dtype(dtype).itemsize
+        raise MemoryError(
+            f"the device has no room for {size:,} bytes more: take smaller batches or hold less data"
+        ) from error
 
 
 def zeros(count: int, dtype: Any, stream: Any) -> Any:

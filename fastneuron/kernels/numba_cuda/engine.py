@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from fastneuron.kernels.numba_cuda.driver import allow_shared, new_stream, put
 from fastneuron.kernels.numba_cuda.fused import fused_forward, fused_step
 from fastneuron.kernels.numba_cuda.gather import gather
 from fastneuron.kernels.numba_cuda.graph import Graph, why_not
-from fastneuron.kernels.numba_cuda.launches import Launch, Passes, run_all
+from fastneuron.kernels.numba_cuda.launches import Launch, Passes, prepared, run_all
 from fastneuron.kernels.numba_cuda.losses import loss_rows
 from fastneuron.kernels.numba_cuda.rows import Rows
 from fastneuron.kernels.numba_cuda.state import Chunk, State, Vector
@@ -36,6 +36,8 @@ __all__ = ["CudaEngine"]
 
 # Rows of a prediction that are on the device at a time, where the batches are smaller.
 _PREDICTED_ROWS = 8192
+# Lengths of predictions whose launches are kept.
+_PREPARED = 64
 
 
 class CudaEngine(Engine):
@@ -87,7 +89,8 @@ class CudaEngine(Engine):
         self._norms.make_room(blocks_of(self._state.size, self._blocks.chunk))
         self._training: Rows | None = None
         self._inference: Rows | None = None
-        self._steps: dict[tuple[Any, ...], list[Launch]] = {}
+        self._steps: dict[tuple[Any, ...], list[Callable[[], None]]] = {}
+        self._predictions: dict[int, list[Callable[[], None]]] = {}
         self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._no_graphs = why_not()
         self._held: tuple[Array, Array, Array | None] | None = None
@@ -162,6 +165,7 @@ class CudaEngine(Engine):
         most = max(self.batch_size, min(len(x), _PREDICTED_ROWS))
         if len(x) and (self._inference is None or self._inference.count < most):
             self._inference = self._new_rows(most, training=False)
+            self._predictions.clear()
         for first in range(0, len(x), most):
             assert self._inference is not None
             part = x[first : first + most]
@@ -181,7 +185,7 @@ class CudaEngine(Engine):
             self._forget()
         put(rows.d[-1], np.ascontiguousarray(dout).reshape(-1), self._stream)
         launches = self._passes.backward(rows, count, need_dx=True) + self._apply(rows, count)
-        run_all(launches, self._stream)
+        run_all(prepared(launches, self._stream))
         dx = self._get(rows.d[0], count, self.spec.in_features)
         status, steps, _ = self._chunk.end()
         return dx, Outcome(status, steps)
@@ -201,7 +205,7 @@ class CudaEngine(Engine):
         launches += self._loss(rows, count, weight is not None, y.ndim == 1)
         launches.append(self._mean_loss(rows, count))
         launches += self._passes.backward(rows, count, need_dx=False)
-        run_all(launches, self._stream)
+        run_all(prepared(launches, self._stream))
         gradient = self._state.export(self._state.g)
         _, _, losses = self._chunk.end()
         return float(losses[0]), gradient
@@ -243,18 +247,19 @@ class CudaEngine(Engine):
                 *self._loss(rows, size, weighted, classes),
                 *self._passes.backward(rows, size, need_dx=False),
             ]
-            self._steps[kind] = [*by_layer, self._mean_loss(rows, size), *self._apply(rows, size)]
-        launches = self._steps[kind]
+            launches = [*by_layer, self._mean_loss(rows, size), *self._apply(rows, size)]
+            self._steps[kind] = prepared(launches, self._stream)
+        calls = self._steps[kind]
         if known and not self._no_graphs:
             try:
-                graph = Graph(self._stream, lambda: run_all(launches, self._stream))
+                graph = Graph(self._stream, lambda: run_all(calls))
             except RuntimeError as error:
                 self._no_graphs = f"the driver cannot record launches: {error}"
             else:
                 self._graphs[kind] = graph
                 graph.replay()
                 return
-        run_all(launches, self._stream)
+        run_all(calls)
 
     def _gather(self, rows: Rows, size: int, weighted: bool, classes: bool) -> list[Launch]:
         cut = self._blocks.lanes, self._blocks.rows
@@ -343,16 +348,25 @@ class CudaEngine(Engine):
 
     def _outputs(self, rows: Rows, x: Array) -> Array:
         put(rows.a[0], np.ascontiguousarray(x).reshape(-1), self._stream)
-        plan, count = self._fused, len(x)
-        if plan is None or rows.training:
-            run_all(self._passes.forward(rows, count), self._stream)
+        if rows.training:
+            run_all(prepared(self._passes.forward(rows, len(x)), self._stream))
         else:
-            kernel = fused_forward(plan, self.spec.dtype, self._blocks.threads)
-            arguments = rows.a[0], self._state.p, rows.a[-1], count, self._state.size
-            grid = blocks_of(count, plan.rows), 1
-            launch = Launch(kernel, grid, self._blocks.threads, arguments)
-            run_all([self._with_shared(launch)], self._stream)
+            if len(x) not in self._predictions:
+                if len(self._predictions) >= _PREPARED:
+                    self._predictions.clear()
+                self._predictions[len(x)] = prepared(self._predict(rows, len(x)), self._stream)
+            run_all(self._predictions[len(x)])
         return self._get(rows.a[-1], len(x), self.spec.out_features)
+
+    def _predict(self, rows: Rows, count: int) -> list[Launch]:
+        plan, threads = self._fused, self._blocks.threads
+        if plan is None:
+            return self._passes.forward(rows, count)
+        kernel = fused_forward(plan, self.spec.dtype, threads)
+        arguments = rows.a[0], self._state.p, rows.a[-1], count, self._state.size
+        return [
+            self._with_shared(Launch(kernel, (blocks_of(count, plan.rows), 1), threads, arguments))
+        ]
 
     def _get(self, vector: Any, count: int, width: int) -> Array:
         numbers: Array = vector[: count * width].copy_to_host(stream=self._stream)

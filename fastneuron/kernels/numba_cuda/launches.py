@@ -7,20 +7,23 @@ recorded as a graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastneuron.kernels.device_plan import Blocks, Tile, blocks_of, slices_of
 from fastneuron.kernels.numba_cuda import columns, norms, products
+from fastneuron.kernels.numba_cuda.driver import configured
 from fastneuron.kernels.numba_cuda.dropout import dropout
 from fastneuron.kernels.numba_cuda.rows import Rows
 from fastneuron.kernels.numba_cuda.state import Chunk, State
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["Launch", "Passes", "run_all"]
+__all__ = ["Launch", "Passes", "prepared", "run_all"]
 
 
 class Launch(NamedTuple):
@@ -33,10 +36,20 @@ class Launch(NamedTuple):
     shared: int = 0  # bytes of shared memory, where the launch decides
 
 
-def run_all(launches: list[Launch], stream: Any) -> None:
-    """Put all launches on the stream, in order."""
-    for kernel, grid, block, arguments, shared in launches:
-        kernel[grid, block, stream, shared](*arguments)
+def prepared(launches: list[Launch], stream: Any) -> list[Callable[[], None]]:
+    """Return what puts each of the launches on the stream."""
+    return [
+        partial(
+            configured(each.kernel, each.grid, each.block, stream, each.shared), *each.arguments
+        )
+        for each in launches
+    ]
+
+
+def run_all(calls: list[Callable[[], None]]) -> None:
+    """Put all prepared launches on their stream, in order."""
+    for call in calls:
+        call()
 
 
 def _fours(count: int) -> bool:
