@@ -101,7 +101,7 @@ def empty(count: int, dtype: Any) -> Any:
             raise
         size = count * np.dtype(dtype).itemsize
         raise MemoryError(
-            f"the device has no room for {size:,} bytes more: take smaller batches or hold less data"
+            f"the device has no room for {size:,} bytes more: take smaller batches or less data"
         ) from error
 
 
