@@ -117,7 +117,7 @@ def _light() -> dict[str, Promise]:
         "gate": Promise(columns.gate(f32, "gelu", True, *down), "vvvvii", 64),
         "spread": Promise(columns.column_spread(f32, True, *down), "vvvii", 48),
         "norm sums": Promise(columns.norm_sums(f32, True, *down), "vvvvvii", 64),
-        "partials": Promise(columns.sum_partials(f32, b.threads), "vvii", 40),
+        "partials": Promise(columns.sum_partials(f32, *down[:2]), "vvii", 40),
         "moments": Promise(columns.batch_moments(f32, True, b.threads), "vvvnnii", 40),
         "batch norm": Promise(norms.norm_forward(f32, "gelu", True, True, *lanes), "vvvvvvvii", 64),
         "batch norm backward": Promise(

@@ -42,8 +42,9 @@ def rows_of(batch: int, outputs: int, dtype: str = "float32", seed: int = 0):
 
 def sum_stage(device, partials, groups, count):
     out = device.out(count, dtype=partials.dtype.name)
-    kernel = columns.sum_partials(partials.dtype.name, THREADS)
-    device.launch(kernel, blocks_of(count, THREADS), THREADS, partials, out, groups, count)
+    kernel = columns.sum_partials(partials.dtype.name, ACROSS, DOWN)
+    launch = blocks_of(count, ACROSS), (ACROSS, DOWN)
+    device.launch(kernel, *launch, partials, out, groups, count)
     return device.result(out, count)
 
 

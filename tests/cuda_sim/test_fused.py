@@ -77,8 +77,8 @@ def step_of(device, of, flat, rows, weight=None, rows_of_block=ROWS):
     gradients = []
     for part in parts:
         out = device.out(count, dtype=dtype)
-        second, grid = sum_partials(dtype, THREADS), blocks_of(count, THREADS)
-        device.launch(second, grid, THREADS, np.ascontiguousarray(part), out, blocks, count)
+        second = sum_partials(dtype, 4, 2), blocks_of(count, 4), (4, 2)
+        device.launch(*second, np.ascontiguousarray(part), out, blocks, count)
         gradients.append(device.result(out, count))
     return device.result(losses, models, batch), gradients
 

@@ -1,8 +1,8 @@
 """Sums over the rows of a batch, in two stages, and what is done to the rows on the way.
 
 A block takes a group of rows and `across` columns; thread (i, j) adds up every `down`-th row of
-column i, then those of a column meet one after the other. The second stage adds up the groups, one
-after the other. So the order is that of B alone.
+column i, then those of a column meet one after the other. The second stage does the same to the
+groups. So the order is that of B alone.
 """
 
 from __future__ import annotations
@@ -139,19 +139,27 @@ def norm_sums(dtype: str, by_column: bool, across: int, down: int, group: int) -
 
 
 @cache
-def sum_partials(dtype: str, threads: int) -> Any:
-    """Return the second stage ``out_j = sum_g partials_gj``, group after group; a thread a column.
+def sum_partials(dtype: str, across: int, down: int) -> Any:
+    """Return the second stage ``out_j = sum_g partials_gj``.
 
-    Its arguments: partials (groups, n) IN; out (n,) OUT; groups, n.
+    Thread (i, j) of a block adds up every `down`-th group of column i, then those of a column meet
+    one after the other. Its arguments: partials (groups, n) IN; out (n,) OUT; groups, n.
     """
-    zero = np.dtype(dtype).type(0)
+    T = np.dtype(dtype).type
+    zero = T(0)
+    meet = _meet(across, down)
+    size = across * down
 
     def partial_sums(partials, out, groups, count):
-        at = cuda.blockIdx.x * threads + cuda.threadIdx.x
+        shared = cuda.shared.array(size, T)
+        i, j = cuda.threadIdx.x, cuda.threadIdx.y
+        at = cuda.blockIdx.x * across + i
+        own = zero
         if at < count:
-            total = zero
-            for g in range(groups):
-                total += partials[g * count + at]
+            for g in range(j, groups, down):
+                own += partials[g * count + at]
+        total = meet(shared, i, j, own)
+        if j == 0 and at < count:
             out[at] = total
 
     return kernel(partial_sums)

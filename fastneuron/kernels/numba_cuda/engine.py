@@ -19,7 +19,7 @@ from fastneuron.kernels.contract import (
 )
 from fastneuron.kernels.device_plan import Blocks, Tile, blocks_of, tile_of
 from fastneuron.kernels.fused_plan import FUSED_ROWS, fused_plan
-from fastneuron.kernels.numba_cuda import columns, missing, outcome, updates
+from fastneuron.kernels.numba_cuda import missing, outcome, updates
 from fastneuron.kernels.numba_cuda.driver import allow_shared, new_stream, put
 from fastneuron.kernels.numba_cuda.fused import fused_forward, fused_step
 from fastneuron.kernels.numba_cuda.gather import gather
@@ -304,11 +304,9 @@ class CudaEngine(Engine):
         data = self._data[0].array, target, self._data[2].array
         where = chunk.order.array, chunk.bounds.array, chunk.state
         arguments = (*data, *where, state.p, rows.losses, rows.scratch, size, state.size)
-        second = columns.sum_partials(dtype, threads)
-        sums = rows.scratch, state.g, blocks, state.size
         return [
             self._with_shared(Launch(kernel, (blocks, 1), threads, arguments)),
-            Launch(second, blocks_of(state.size, threads), threads, sums),
+            self._passes.second_stage(rows.scratch, state.g, blocks, state.size),
         ]
 
     def _with_shared(self, launch: Launch) -> Launch:

@@ -310,7 +310,7 @@ def fused_step(
         loss_of(near, y, weight, order, first, row, count, losses, batch)
         backward(near, p, start, partials, base, count)
 
-    # Two blocks a multiprocessor, so 128 registers: unbounded, loads run ahead into 254.
+    # Two blocks a multiprocessor: 128 registers, which it keeps to without spilling.
     return kernel(fused_training, launch_bounds=(threads, 2))
 
 

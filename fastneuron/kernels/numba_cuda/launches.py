@@ -189,15 +189,17 @@ class Passes:
             launches.append(self._bias_gradient(rows, index, groups))
         return launches
 
-    def _second_stage(self, partials: Any, out: Any, groups: int, count: int) -> Launch:
-        threads = self.blocks.threads
-        kernel = columns.sum_partials(self.spec.dtype, threads)
-        return Launch(kernel, blocks_of(count, threads), threads, (partials, out, groups, count))
+    def second_stage(self, partials: Any, out: Any, groups: int, count: int) -> Launch:
+        """Return what sums the partial sums of `groups` blocks."""
+        across, down, _ = self._columns
+        kernel = columns.sum_partials(self.spec.dtype, across, down)
+        arguments = partials, out, groups, count
+        return Launch(kernel, blocks_of(count, across), (across, down), arguments)
 
     def _bias_gradient(self, rows: Rows, index: int, groups: int) -> Launch:
         gradient = self.state.of(self.state.g, index, "bias")
         width = int(self.spec.layers[index].out_features)
-        return self._second_stage(rows.scratch, gradient, groups, width)
+        return self.second_stage(rows.scratch, gradient, groups, width)
 
     def _weight_gradient(self, rows: Rows, batch: int, index: int, layer: Dense) -> list[Launch]:
         inputs, outputs = layer.weight_shape
@@ -210,7 +212,7 @@ class Passes:
         numbers = batch, inputs, outputs, each
         launches = [Launch(kernel, grid, tile.threads, (*vectors, *numbers))]
         if slices > 1:
-            launches.append(self._second_stage(partials, gradient, slices, inputs * outputs))
+            launches.append(self.second_stage(partials, gradient, slices, inputs * outputs))
         return launches
 
     def _data_gradient(self, rows: Rows, batch: int, index: int, layer: Dense) -> Launch:
@@ -314,7 +316,7 @@ class Passes:
                 if trains[k]:
                     sums[k] = self.state.of(self.state.g, index, name)
                 partials = rows.scratch[k * groups * width : (k + 1) * groups * width]
-                launches.append(self._second_stage(partials, sums[k], groups, width))
+                launches.append(self.second_stage(partials, sums[k], groups, width))
         if not goes_on:
             return launches
         w, cut = self.state.of(self.state.p, index, "weight"), self._over_rows(batch)
