@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import emulated_cuda
 import pytest
 
 from fastneuron import backends
@@ -67,6 +68,14 @@ def slot(backend: backends.Backend) -> Callable[[str], Callable[..., Any]]:
         return backend.slots[name]
 
     return own
+
+
+@pytest.fixture(scope="session")
+def cuda_kernels(tmp_path_factory: pytest.TempPathFactory) -> emulated_cuda.Kernels:
+    """The kernels of csrc/cuda on this processor."""
+    if emulated_cuda.problem():
+        pytest.skip(emulated_cuda.problem())
+    return emulated_cuda.Kernels(emulated_cuda.build(tmp_path_factory.mktemp("cuda")))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,129 @@
+"""The CUDA kernels under ThreadSanitizer, which must see each barrier that is taken away.
+
+Also what the emulation itself finds: a barrier that some threads pass by, a write past a shared
+array, too much shared memory; and what the compiler does, a float64 number in float32 code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import emulated_cuda
+import pytest
+from emulated_cuda import ROOMS, SOURCES
+
+SCRIPT = Path(__file__).with_name("emulated_cuda_races.py")
+BARRIER = "__syncthreads();"
+
+
+@cache
+def checker() -> str:
+    """Path of the checker's run-time."""
+    name = "libtsan.so"
+    command = ["g++", f"-print-file-name={name}"]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def _can_run() -> None:
+    if emulated_cuda.problem():
+        pytest.skip(emulated_cuda.problem())
+
+
+def run(folder: Path, rooms: tuple[str, ...], sources: Path, *, checked: bool) -> tuple[int, str]:
+    """Build rooms of `sources` and run them; return the exit status and what was said."""
+    folder.mkdir()
+    flags = ["-DFN_ONLY_TINY", *(["-fsanitize=thread", "-g"] if checked else [])]
+    library = emulated_cuda.build(folder, *flags, sources=sources, rooms=rooms)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "TSAN_OPTIONS": "halt_on_error=1"}
+    if checked:
+        environment["LD_PRELOAD"] = checker()
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(library), *rooms],
+        text=True, capture_output=True, check=False, timeout=300, env=environment,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def changed(folder: Path, file: str, old: str, new: str, which: int = 0) -> Path:
+    """Return a copy of the sources in which an occurrence of `old` in a file is replaced."""
+    copy = folder / "sources"
+    shutil.copytree(SOURCES, copy)
+    path = copy / file
+    parts = path.read_text("utf-8").split(old)
+    assert len(parts) > which + 1, f"{file} does not hold {old!r} that often"
+    before, after = old.join(parts[: which + 1]), old.join(parts[which + 1 :])
+    path.write_text(before + new + after, encoding="utf-8")
+    return copy
+
+
+@pytest.fixture
+def thread_checker() -> None:
+    if checker() == "libtsan.so":
+        pytest.skip("this g++ is without ThreadSanitizer's run-time, libtsan")
+
+
+@pytest.mark.usefixtures("thread_checker")
+def test_no_races(tmp_path: Path) -> None:
+    status, said = run(tmp_path / "built", ROOMS, SOURCES, checked=True)
+    assert status == 0, said[-4000:]
+
+
+def barriers() -> list[tuple[str, int]]:
+    """(file, how many-th) of every barrier of the kernels."""
+    return [
+        (path.name, i)
+        for path in sorted(SOURCES.glob("*.h"))
+        if path.name != "emulation.h"
+        for i in range(path.read_text("utf-8").count(BARRIER))
+    ]
+
+
+def room_of(file: str) -> str:
+    """The room to build where a header is changed."""
+    name = Path(file).stem
+    return name if name in ROOMS else "products"
+
+
+@pytest.mark.usefixtures("thread_checker")
+@pytest.mark.parametrize(("file", "which"), barriers())
+def test_a_missing_barrier_is_found(tmp_path: Path, file: str, which: int) -> None:
+    sources = changed(tmp_path, file, BARRIER, "", which)
+    status, said = run(tmp_path / "built", (room_of(file),), sources, checked=True)
+    assert status != 0
+    assert "ThreadSanitizer: data race" in said, said[-4000:]
+
+
+def test_a_barrier_that_some_pass_by_is_found(tmp_path: Path) -> None:
+    sources = changed(tmp_path, "tiles.h", BARRIER, f"if (thread != 3) {BARRIER}")
+    status, said = run(tmp_path / "built", ("products",), sources, checked=False)
+    assert status != 0
+    assert "wait at a barrier that others never come to" in said, said[-4000:]
+
+
+def test_a_write_past_a_shared_array_is_found(tmp_path: Path) -> None:
+    sources = changed(
+        tmp_path, "tiles.h", "2 * Right::NUMBERS", "2 * Right::NUMBERS - Right::SIZE - 1"
+    )
+    status, said = run(tmp_path / "built", ("products",), sources, checked=False)
+    assert status != 0
+    assert "a write past the end of a shared array" in said, said[-4000:]
+
+
+def test_too_much_shared_memory_is_found(tmp_path: Path) -> None:
+    sources = changed(tmp_path, "tiles.h", "2 * Right::NUMBERS", "500 * Right::NUMBERS")
+    status, said = run(tmp_path / "built", ("products",), sources, checked=False)
+    assert status != 0
+    assert "more shared memory than 48 KiB" in said, said[-4000:]
+
+
+def test_a_float64_constant_in_float32_code_is_found(tmp_path: Path) -> None:
+    sources = changed(tmp_path, "functions.h", "T(0.01) * z", "0.01 * z")
+    with pytest.raises(RuntimeError, match=re.escape("double-promotion")):
+        run(tmp_path / "built", ("products",), sources, checked=False)
