@@ -19,7 +19,8 @@ import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.constants import header
-from fastneuron.testing import POISONS, poisoned
+from fastneuron.losses import Loss
+from fastneuron.testing import poisoned
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 #: Warnings are errors: among them a float32 number that becomes float64 unasked.
@@ -28,7 +29,7 @@ FLAGS = (
     *("-fPIC", "-shared", "-Wall", "-Wextra", "-Wdouble-promotion", "-Wno-unknown-pragmas"),
     *("-Werror", "-DFN_EMULATED"),
 )
-ROOMS = ("products",)
+ROOMS = ("products", "elementwise", "losses", "updates")
 LARGE, SMALL, TINY = range(3)
 GUARD, GUARD_BYTES = 0xA5, 64
 
@@ -76,7 +77,8 @@ class Out:
         self._all = np.full(size + 2 * GUARD_BYTES + 32, GUARD, np.uint8)
         start = GUARD_BYTES + -(self._all.ctypes.data + GUARD_BYTES) % 16 + shift
         self.array = self._all[start : start + size].view(dtype).reshape(shape)
-        self.array[...] = poisoned(shape, dtype, poison)
+        whole = np.issubdtype(dtype, np.integer)
+        self.array[...] = poisoned(shape, dtype, "bytes" if whole else poison)
         self._range = start, start + size
 
     def taken(self) -> Array:
@@ -145,6 +147,104 @@ class Kernels:
         )  # fmt: skip
         return dz.taken(), None if partial is None else partial.taken()
 
+    def gather(self, x: Array, order: Array, bounds: Array | None, step: int, rows: int) -> Array:
+        """Return the rows of a step's batch."""
+        width = x.shape[1] if x.ndim == 2 else 1
+        out = self._out((rows, *x.shape[1:]), x.dtype)
+        state = state_at(step)
+        self._call(
+            "gather", 2 if x.dtype == np.int64 else _code(x.dtype),
+            *map(_at, (x, order, bounds, state, out)), len(x), rows, width,
+        )  # fmt: skip
+        return out.taken()
+
+    def bias_act_forward(self, z: Array, b: Array | None, activation: str) -> Array:
+        """Return a."""
+        a = self._out(z.shape, z.dtype)
+        code = ACTIVATIONS[activation].code
+        self._call("bias_act_forward", _code(z.dtype), code, *map(_at, (z, b, a)), *z.shape)
+        return a.taken()
+
+    def act_bias_backward(
+        self, da: Array, saved: Array, activation: str, rows_of_group: int, bias: bool = True
+    ) -> tuple[Array, Array | None]:
+        """Return dz and the partial column sums."""
+        dz = self._out(da.shape, da.dtype)
+        groups = -(-len(da) // rows_of_group)
+        partial = self._out((groups, da.shape[1]), da.dtype) if bias else None
+        code = ACTIVATIONS[activation].code
+        self._call(
+            "act_bias_backward", _code(da.dtype), code, *map(_at, (da, saved, dz, partial)),
+            *da.shape, rows_of_group,
+        )  # fmt: skip
+        return dz.taken(), None if partial is None else partial.taken()
+
+    def sum_parts(self, parts: Array, factor: float = 1.0) -> Array:
+        """Return factor times the sum over the first axis."""
+        sums = self._out(parts.shape[1:], parts.dtype)
+        n = int(np.prod(parts.shape[1:]))
+        factor_of_c = ctypes.c_double(factor)
+        self._call(
+            "sum_parts", _code(parts.dtype), _at(parts), factor_of_c, _at(sums), len(parts), n
+        )
+        return sums.taken()
+
+    def dropout(
+        self, x: Array, scalars: Array, step: int, layer: int, dropped: int, rate: float
+    ) -> Array:
+        """Return y."""
+        y, state = self._out(x.shape, x.dtype), state_at(step)
+        self._call(
+            "dropout", _code(x.dtype), *map(_at, (x, scalars, state)), ctypes.c_uint(layer),
+            ctypes.c_uint(dropped), ctypes.c_double(rate), _at(y), *x.shape,
+        )  # fmt: skip
+        return y.taken()
+
+    def loss_rows(
+        self, loss: Loss, out: Array, y: Array, weight: Array | None
+    ) -> tuple[Array, Array]:
+        """Return the row losses and dout."""
+        rows, dout = self._out((len(out),), out.dtype), self._out(out.shape, out.dtype)
+        targets, labels = (None, y) if y.ndim == 1 else (y, None)
+        self._call(
+            "loss_rows", _code(out.dtype), loss.code,
+            *map(_at, (out, targets, labels, weight, rows, dout)), *out.shape,
+        )  # fmt: skip
+        return rows.taken(), dout.taken()
+
+    def batch_loss(self, rows: Array, losses: Array, state: Array) -> None:
+        """Write the mean to the step's place in `losses`, or the failure into the state."""
+        self._call("batch_loss", _code(rows.dtype), *map(_at, (rows, losses, state)), len(rows))
+
+    def clip(self, g: Array, marks: Array, scalars: Array, state: Array) -> None:
+        """Write the scale of the gradient, or the failure, into the state."""
+        n = ctypes.c_int64(g.size)
+        count = self._library.fn_cuda_norm_parts(n)
+        partial = self._out((count,), np.float64)
+        self._call("clip", _code(g.dtype), *map(_at, (g, marks, partial, scalars, state)), n)
+        partial.taken()
+
+    def update(
+        self, kind: int, p: Array, g: Array, moments: Sequence[Array], marks: Array,
+        scalars: Array, state: Array,
+    ) -> list[Array]:  # fmt: skip
+        """Return the parameters and moments after the step."""
+        changed = []
+        for array in (p, *moments):
+            out = Out(array.shape, array.dtype, self.poison)
+            out.array[...] = array
+            changed.append(out)
+        m, v = (*changed[1:], None, None)[:2]
+        self._call(
+            "update", _code(p.dtype), int(kind),
+            *map(_at, (changed[0], g, m, v, marks, scalars, state)), ctypes.c_int64(p.size),
+        )  # fmt: skip
+        return [out.taken() for out in changed]
+
+    def advance(self, state: Array) -> None:
+        """Go on to the next step."""
+        self._call("advance", _at(state))
+
     def weight_gradient(self, x: Array, dz: Array, rows_of_slice: int) -> Array:
         """Return the slices of dw."""
         rows, inputs, outputs = len(x), x.shape[1], dz.shape[1]
@@ -156,6 +256,15 @@ class Kernels:
         return dw.taken()
 
 
+#: fn_cuda_state of kernels.h.
+STATE = np.dtype([("step", np.int64), ("status", np.int64), ("clip_scale", np.float64)])
+
+
+def state_at(step: int, clip_scale: float = 1.0) -> Array:
+    """Return the state of a chunk before one of its steps."""
+    return np.array((step, 0, clip_scale), STATE)
+
+
 def _code(dtype: Any) -> int:
     return int(np.dtype(dtype) == np.float64)
 
@@ -165,6 +274,3 @@ def reversed_blocks(on: bool) -> None:
     os.environ.pop("FN_EMULATED_REVERSED", None)
     if on:
         os.environ["FN_EMULATED_REVERSED"] = "1"
-
-
-assert set(POISONS) >= {"nan", "bytes"}

@@ -1,4 +1,4 @@
-"""Runs the kernels of a library made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY ROOM...``.
+"""Runs kernels that were made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY ROOM...``.
 
 A process of its own, since the checker's run-time must be there before anything else is.
 """
@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from emulated_cuda import Kernels
+from emulated_cuda import Kernels, state_at
+
+from fastneuron.losses import LOSSES
+from fastneuron.optimizers import N_SCALARS, UpdateKind
 
 
 def products(kernels: Kernels, dtype: str) -> None:
@@ -20,7 +23,32 @@ def products(kernels: Kernels, dtype: str) -> None:
     kernels.weight_gradient(x, dz, 8)
 
 
-ROOMS = {"products": products}
+def elementwise(kernels: Kernels, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    z, da, b = (rng.normal(size=size).astype(dtype) for size in ((9, 35), (9, 35), 35))
+    kernels.bias_act_forward(z, b, "tanh")
+    kernels.sum_parts(kernels.act_bias_backward(da, z, "tanh", 5)[1])
+    kernels.gather(z, rng.permutation(9), np.array([2, 5, 9]), 1, 4)
+    kernels.dropout(z, np.ones((2, N_SCALARS)), 1, 3, 2**30, 0.25)
+
+
+def losses(kernels: Kernels, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    out, y = (rng.normal(size=(5, 35)).astype(dtype) for _ in range(2))
+    for loss in LOSSES.values():
+        rows, _ = kernels.loss_rows(loss, out, y, None)
+    kernels.batch_loss(rows, np.zeros(1), state_at(0))
+
+
+def updates(kernels: Kernels, dtype: str) -> None:
+    p, g, m, v = (np.full(1000, 0.5, dtype) for _ in range(4))
+    scalars, state, marks = np.full(N_SCALARS, 0.5), state_at(0), np.full(63, 3, np.uint8)
+    kernels.clip(g, marks, scalars, state)
+    kernels.update(UpdateKind.ADAM, p, g, (m, v), marks, scalars, state)
+    kernels.advance(state)
+
+
+ROOMS = {"products": products, "elementwise": elementwise, "losses": losses, "updates": updates}
 
 
 def main(library: str, *rooms: str) -> None:

@@ -69,7 +69,7 @@ def check_forward(kernels: Kernels, shape: tuple[int, int, int], dtype: str, nam
 def check_data_gradient(
     kernels: Kernels, shape: tuple[int, int, int], dtype: str, name: str
 ) -> None:
-    rows, inputs, outputs = shape
+    rows, _, outputs = shape
     p = Precision.of(dtype)
     rng = np.random.default_rng(sum(shape))
     x, w, _ = draw_layer(sum(shape), *shape, dtype)

@@ -1,4 +1,5 @@
 /* What starts the kernels: of float32 (dtype 0) or float64 (1), arrays row-major, on the device.
+   Row numbers, labels and bounds are int64 (2), scalars and losses float64.
 
    Shapes: B batch rows, I inputs, O outputs. Each returns 0 or CUDA's error of the start. `tile` and
    how sums are split come from the plan, which makes them of shapes alone. */
@@ -12,7 +13,7 @@
 extern "C" {
 #endif
 
-enum { FN_SINGLE, FN_DOUBLE };
+enum { FN_SINGLE, FN_DOUBLE, FN_WHOLE };
 /* FN_TINY is for tests: a block of 16 threads. */
 enum { FN_LARGE, FN_SMALL, FN_TINY };
 
@@ -30,6 +31,58 @@ int fn_cuda_data_gradient(int dtype, int tile, int activation, const void *dz_ab
 /* dw (slices, I, O) = x^T dz, each slice of `rows_of_slice` rows, a multiple of the tile's depth. */
 int fn_cuda_weight_gradient(int dtype, int tile, const void *x, const void *dz, void *dw, int rows,
                             int inputs, int outputs, int rows_of_slice, void *stream);
+
+/* A chunk of steps under way. A status that is not OK stops all that would change parameters. */
+typedef struct {
+    int64_t step; /* whole steps so far */
+    int64_t status;
+    double clip_scale; /* what the gradient of this step is multiplied by */
+} fn_cuda_state;
+
+/* Numbers of a flat buffer that have a mark in common: every array of parameters begins at a whole
+   run, 64 bytes of float32. Those between arrays are 0 in gradients. */
+enum { FN_RUN = 16 };
+enum { FN_TRAINED = 1, FN_DECAYS = 2 };
+
+/* out (B, width) = the rows order[bounds[step] + 0, 1, ...] of x (n, width); bounds may be null: 0.
+   dtype may be FN_WHOLE. */
+int fn_cuda_gather(int dtype, const void *x, const void *order, const void *bounds,
+                   const void *state, void *out, int n, int rows, int width, void *stream);
+/* a (B, O) = f(z + bias); bias may be null, a may be z. */
+int fn_cuda_bias_act_forward(int dtype, int activation, const void *z, const void *bias, void *a,
+                             int rows, int outputs, void *stream);
+/* dz (B, O) = da f'(saved); partial (groups of rows, O) or null: column sums. dz may be da. */
+int fn_cuda_act_bias_backward(int dtype, int activation, const void *da, const void *saved,
+                              void *dz, void *partial, int rows, int outputs, int rows_of_group,
+                              void *stream);
+/* sums (n,) = factor * the sum of parts (count, n). */
+int fn_cuda_sum_parts(int dtype, const void *parts, double factor, void *sums, int count, int n,
+                      void *stream);
+/* y (B, O) = x mask / (1 - rate), the mask of the key in the step's scalars; y may be x. */
+int fn_cuda_dropout(int dtype, const void *x, const void *scalars, const void *state,
+                    unsigned layer, unsigned dropped, double rate, void *y, int rows, int columns,
+                    void *stream);
+
+/* row_losses (B,) and dout (B, O) of out (B, O); targets (B, O) or labels (B,), the other null;
+   weight (B,) or null. */
+int fn_cuda_loss_rows(int dtype, int loss, const void *out, const void *targets, const void *labels,
+                      const void *weight, void *row_losses, void *dout, int rows, int outputs,
+                      void *stream);
+/* losses[step] = the mean of row_losses. */
+int fn_cuda_batch_loss(int dtype, const void *row_losses, void *losses, void *state, int rows,
+                       void *stream);
+
+/* Numbers that fn_cuda_clip needs for n of a gradient: its `partial`, float64. */
+int fn_cuda_norm_parts(int64_t n);
+/* The scale that keeps the norm of what is trained to the step's limit; see fn_cuda_state. */
+int fn_cuda_clip(int dtype, const void *g, const void *marks, void *partial, const void *scalars,
+                 void *state, int64_t n, void *stream);
+/* One step of the optimizer on n parameters; m and v are null where the kind has no such moment. All
+   begin at 16 bytes. */
+int fn_cuda_update(int dtype, int kind, void *p, const void *g, void *m, void *v, const void *marks,
+                   const void *scalars, const void *state, int64_t n, void *stream);
+/* The step is done: the next one's batch and scalars are in use from here on. */
+int fn_cuda_advance(void *state, void *stream);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,196 @@
+/* The optimizer's step on flat buffers: the gradient's norm, then every parameter at once. */
+
+#include "functions.h"
+#include "kernels.h"
+#include "state.h"
+#include "sums.h"
+
+namespace {
+
+constexpr int NORM_THREADS = 128, NORM_NUMBERS = 4096; /* a block: 32 numbers a thread */
+
+/* Stage 1 of the squared norm, in float64 as the reference engine has it: the square of a float32
+   number may overflow float32, which is what is to be found. */
+template <class T>
+__global__ void __launch_bounds__(NORM_THREADS)
+    squares(const T *g, const unsigned char *marks, double *partial, int64_t n)
+{
+    const int64_t first = static_cast<int64_t>(blockIdx.x) * NORM_NUMBERS;
+    double total = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < NORM_NUMBERS; i += NORM_THREADS) {
+        const int64_t at = first + i;
+        if (at < n && marks[at / FN_RUN] & FN_TRAINED) {
+            const double x = static_cast<double>(g[at]);
+            total += x * x;
+        }
+    }
+    total = sum_of_block<NORM_THREADS>(total);
+    if (threadIdx.x == 0)
+        partial[blockIdx.x] = total;
+}
+
+/* Stage 2, one block: the step's scale, or the end of the chunk. */
+__global__ void __launch_bounds__(NORM_THREADS)
+    clip(const double *partial, int count, const double *scalars, double largest,
+         fn_cuda_state *state)
+{
+    double total = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += NORM_THREADS)
+        total += partial[i];
+    total = sum_of_block<NORM_THREADS>(total);
+    if (threadIdx.x > 0 || state->status != STATUS_OK)
+        return;
+    const double limit = scalars_of(scalars, state)[OPTIMIZERS_CLIP_NORM], norm = sqrt(total);
+    state->clip_scale = limit > 0 && limit < norm ? limit / norm : 1;
+    if (!(total <= largest))
+        state->status = STATUS_GRADIENT_NOT_FINITE;
+}
+
+/* A step's scalars, rounded to T after they were combined in float64. */
+template <class T> struct Numbers {
+    T rate, l2, shrink, beta1, rest1, beta2, rest2, epsilon, correction, clip;
+
+    FN_DEVICE Numbers(const double *s, double clip_scale)
+        : rate(static_cast<T>(s[OPTIMIZERS_RATE])), l2(static_cast<T>(s[OPTIMIZERS_L2])),
+          shrink(static_cast<T>(s[OPTIMIZERS_SHRINK])), beta1(static_cast<T>(s[OPTIMIZERS_BETA1])),
+          rest1(static_cast<T>(1 - s[OPTIMIZERS_BETA1])),
+          beta2(static_cast<T>(s[OPTIMIZERS_BETA2])),
+          rest2(static_cast<T>(1 - s[OPTIMIZERS_BETA2])),
+          epsilon(static_cast<T>(s[OPTIMIZERS_EPSILON])),
+          correction(static_cast<T>(s[OPTIMIZERS_CORRECTION])), clip(static_cast<T>(clip_scale))
+    {
+    }
+};
+
+/* One parameter's step; m and v are its moments, as many as the kind has. */
+template <class T>
+FN_DEVICE void stepped(int kind, const Numbers<T> &s, bool decays, T *p, T g, T *m, T *v)
+{
+    g = s.clip * g + (decays ? s.l2 : T(0)) * *p;
+    switch (kind) {
+    case UPDATE_SGD:
+        *p -= s.rate * g;
+        break;
+    case UPDATE_MOMENTUM:
+        *m = s.beta1 * *m + g;
+        *p -= s.rate * *m;
+        break;
+    case UPDATE_NESTEROV:
+        *m = s.beta1 * *m + g;
+        *p -= s.rate * (g + s.beta1 * *m);
+        break;
+    case UPDATE_ADAM:
+        *m = s.beta1 * *m + s.rest1 * g;
+        *v = s.beta2 * *v + s.rest2 * (g * g);
+        *p = *p - (decays ? s.shrink : T(0)) * *p -
+             s.rate * *m / (root_of(*v) * s.correction + s.epsilon);
+        break;
+    default: /* RMSprop, whose one moment comes first */
+        *m = s.beta2 * *m + s.rest2 * (g * g);
+        *p -= s.rate * g / (root_of(*m) + s.epsilon);
+    }
+}
+
+/* Parameters, gradients and moments are flat buffers of one layout: arrays begin at whole runs of
+   FN_RUN numbers, of which marks[run] tells whether they are trained and whether they decay. */
+template <class T>
+__global__ void __launch_bounds__(RUN_THREADS)
+    update(int kind, T *p, const T *g, T *m, T *v, const unsigned char *marks,
+           const double *scalars, const fn_cuda_state *state, int64_t n)
+{
+    constexpr int SIZE = Pack<T>::SIZE;
+    const int64_t at = FN_MY_RUN * SIZE;
+    if (at >= n || state->status != STATUS_OK)
+        return;
+    const int mark = marks[at / FN_RUN];
+    if (!(mark & FN_TRAINED))
+        return;
+    const Numbers<T> s(scalars_of(scalars, state), state->clip_scale);
+    if (at + SIZE > n) { /* slots take vectors that end anywhere */
+        for (int64_t i = at; i < n; i++) {
+            T my_m = m ? m[i] : T(0), my_v = v ? v[i] : T(0);
+            stepped(kind, s, mark & FN_DECAYS, p + i, g[i], &my_m, &my_v);
+            if (m)
+                m[i] = my_m;
+            if (v)
+                v[i] = my_v;
+        }
+        return;
+    }
+    typedef Pack<T> P;
+    P my_p = *reinterpret_cast<const P *>(p + at), my_m = {}, my_v = {};
+    const P my_g = *reinterpret_cast<const P *>(g + at);
+    if (m)
+        my_m = *reinterpret_cast<const P *>(m + at);
+    if (v)
+        my_v = *reinterpret_cast<const P *>(v + at);
+#pragma unroll
+    for (int i = 0; i < SIZE; i++)
+        stepped(kind, s, mark & FN_DECAYS, my_p.at + i, my_g.at[i], my_m.at + i, my_v.at + i);
+    *reinterpret_cast<P *>(p + at) = my_p;
+    if (m)
+        *reinterpret_cast<P *>(m + at) = my_m;
+    if (v)
+        *reinterpret_cast<P *>(v + at) = my_v;
+}
+
+/* The step is done, unless the chunk has ended. */
+__global__ void __launch_bounds__(1) advance(fn_cuda_state *state)
+{
+    if (state->status == STATUS_OK)
+        state->step++;
+}
+
+template <class T>
+int start_squares(const void *g, const void *marks, void *partial, int64_t n, void *stream)
+{
+    return launch(static_cast<cudaStream_t>(stream),
+                  dim3(static_cast<unsigned>(ceiling(n, NORM_NUMBERS))), dim3(NORM_THREADS),
+                  squares<T>, static_cast<const T *>(g), static_cast<const unsigned char *>(marks),
+                  static_cast<double *>(partial), n);
+}
+
+template <class T>
+int start_update(int kind, void *p, const void *g, void *m, void *v, const void *marks,
+                 const void *scalars, const void *state, int64_t n, void *stream)
+{
+    return launch(static_cast<cudaStream_t>(stream), grid_of(ceiling(n, Pack<T>::SIZE)),
+                  dim3(RUN_THREADS), update<T>, kind, static_cast<T *>(p),
+                  static_cast<const T *>(g), static_cast<T *>(m), static_cast<T *>(v),
+                  static_cast<const unsigned char *>(marks), static_cast<const double *>(scalars),
+                  static_cast<const fn_cuda_state *>(state), n);
+}
+
+constexpr double LARGEST_SINGLE = 3.4028234663852886e38, LARGEST_DOUBLE = 1.7976931348623157e308;
+
+} // namespace
+
+extern "C" int fn_cuda_norm_parts(int64_t n) { return ceiling(n, NORM_NUMBERS); }
+
+extern "C" int fn_cuda_clip(int dtype, const void *g, const void *marks, void *partial,
+                            const void *scalars, void *state, int64_t n, void *stream)
+{
+    const int wrong = (dtype == FN_DOUBLE ? start_squares<double> : start_squares<float>)(
+        g, marks, partial, n, stream);
+    if (wrong)
+        return wrong;
+    return launch(static_cast<cudaStream_t>(stream), dim3(1), dim3(NORM_THREADS), clip,
+                  static_cast<const double *>(partial), fn_cuda_norm_parts(n),
+                  static_cast<const double *>(scalars),
+                  dtype == FN_DOUBLE ? LARGEST_DOUBLE : LARGEST_SINGLE,
+                  static_cast<fn_cuda_state *>(state));
+}
+
+extern "C" int fn_cuda_update(int dtype, int kind, void *p, const void *g, void *m, void *v,
+                              const void *marks, const void *scalars, const void *state, int64_t n,
+                              void *stream)
+{
+    return (dtype == FN_DOUBLE ? start_update<double> : start_update<float>)(
+        kind, p, g, m, v, marks, scalars, state, n, stream);
+}
+
+extern "C" int fn_cuda_advance(void *state, void *stream)
+{
+    return launch(static_cast<cudaStream_t>(stream), dim3(1), dim3(1), advance,
+                  static_cast<fn_cuda_state *>(state));
+}
