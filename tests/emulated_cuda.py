@@ -29,7 +29,7 @@ FLAGS = (
     *("-fPIC", "-shared", "-Wall", "-Wextra", "-Wdouble-promotion", "-Wno-unknown-pragmas"),
     *("-Werror", "-DFN_EMULATED"),
 )
-ROOMS = ("products", "elementwise", "losses", "updates")
+ROOMS = ("products", "elementwise", "losses", "updates", "norms", "memory")
 LARGE, SMALL, TINY = range(3)
 GUARD, GUARD_BYTES = 0xA5, 64
 
@@ -244,6 +244,93 @@ class Kernels:
     def advance(self, state: Array) -> None:
         """Go on to the next step."""
         self._call("advance", _at(state))
+
+    def column_moments(self, x: Array, epsilon: float, rows_of_group: int) -> tuple[Array, ...]:
+        """Return mean, variance and inverse root (O,) over the batch."""
+        found: list[Array | None] = [None]
+        for _ in range(2):
+            partial = self._out((-(-len(x) // rows_of_group), x.shape[1]), x.dtype)
+            self._call(
+                "spread", _code(x.dtype), *map(_at, (x, found[-1], partial)), *x.shape,
+                rows_of_group,
+            )  # fmt: skip
+            found.append(self.sum_parts(partial.taken(), 1 / len(x)))
+        inverse = self._out((x.shape[1],), x.dtype)
+        epsilon_of_c = ctypes.c_double(epsilon)
+        self._call(
+            "inverse_root", _code(x.dtype), _at(found[-1]), epsilon_of_c, _at(inverse), x.shape[1]
+        )
+        return *found[1:], inverse.taken()
+
+    def row_moments(self, x: Array, epsilon: float) -> tuple[Array, Array]:
+        """Return mean and inverse root (B,) over the features."""
+        mean, inverse = self._out((len(x),), x.dtype), self._out((len(x),), x.dtype)
+        epsilon_of_c = ctypes.c_double(epsilon)
+        self._call(
+            "row_moments", _code(x.dtype), _at(x), epsilon_of_c, _at(mean), _at(inverse), *x.shape
+        )
+        return mean.taken(), inverse.taken()
+
+    def norm_forward(
+        self, activation: str, x: Array, mean: Array, inverse: Array, of_rows: bool,
+        weight: Array, bias: Array | None,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """Return a and z."""
+        a, z = self._out(x.shape, x.dtype), self._out(x.shape, x.dtype)
+        self._call(
+            "norm_forward", _code(x.dtype), ACTIVATIONS[activation].code,
+            *map(_at, (x, mean, inverse)), int(of_rows), *map(_at, (weight, bias, a, z)), *x.shape,
+        )  # fmt: skip
+        return a.taken(), z.taken()
+
+    def norm_gradients(
+        self, x: Array, mean: Array, inverse: Array, of_rows: bool, dy: Array, rows_of_group: int
+    ) -> tuple[Array, Array]:
+        """Return dweight and dbias."""
+        partial = self._out((2, -(-len(x) // rows_of_group), x.shape[1]), x.dtype)
+        self._call(
+            "norm_sums", _code(x.dtype), *map(_at, (x, mean, inverse)), int(of_rows),
+            *map(_at, (dy, partial)), *x.shape, rows_of_group,
+        )  # fmt: skip
+        dweight, dbias = partial.taken()
+        return self.sum_parts(dweight), self.sum_parts(dbias)
+
+    def batch_backward(
+        self, x: Array, mean: Array, inverse: Array, weight: Array, dy: Array,
+        sums: tuple[Array, Array] | None,
+    ) -> Array:  # fmt: skip
+        """Return dx."""
+        dx = self._out(x.shape, x.dtype)
+        self._call(
+            "batch_backward", _code(x.dtype),
+            *map(_at, (x, mean, inverse, weight, dy, *(sums or (None, None)), dx)), *x.shape,
+        )  # fmt: skip
+        return dx.taken()
+
+    def layer_backward(
+        self, x: Array, mean: Array, inverse: Array, weight: Array, dy: Array
+    ) -> Array:
+        """Return dx."""
+        dx = self._out(x.shape, x.dtype)
+        self._call(
+            "layer_backward", _code(x.dtype), *map(_at, (x, mean, inverse, weight, dy, dx)),
+            *x.shape,
+        )  # fmt: skip
+        return dx.taken()
+
+    def move_statistics(
+        self, mean: Array, variance: Array, running: tuple[Array, Array], momentum: float,
+        rows: int, state: Array,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        """Return the running mean and variance after the step."""
+        moved = [self._out(each.shape, each.dtype) for each in running]
+        for out, each in zip(moved, running, strict=True):
+            out.array[...] = each
+        self._call(
+            "move_statistics", _code(mean.dtype), *map(_at, (mean, variance, *moved)),
+            ctypes.c_double(momentum), rows, mean.size, _at(state),
+        )  # fmt: skip
+        return tuple(out.taken() for out in moved)
 
     def weight_gradient(self, x: Array, dz: Array, rows_of_slice: int) -> Array:
         """Return the slices of dw."""

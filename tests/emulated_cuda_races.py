@@ -48,14 +48,27 @@ def updates(kernels: Kernels, dtype: str) -> None:
     kernels.advance(state)
 
 
-ROOMS = {"products": products, "elementwise": elementwise, "losses": losses, "updates": updates}
+def norms(kernels: Kernels, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x, dy = (rng.normal(size=(5, 35)).astype(dtype) for _ in range(2))
+    mean, variance, inverse = kernels.column_moments(x, 1e-5, 3)
+    sums = kernels.norm_gradients(x, mean, inverse, False, dy, 3)
+    kernels.batch_backward(x, mean, inverse, mean, dy, sums)
+    kernels.move_statistics(mean, variance, (mean, variance), 0.1, 5, state_at(0))
+    middle, inverse = kernels.row_moments(x, 1e-5)
+    kernels.norm_forward("relu", x, middle, inverse, True, mean, None)
+    kernels.layer_backward(x, middle, inverse, mean, dy)
+
+
+ROOMS = {each.__name__: each for each in (products, elementwise, losses, updates, norms)}
 
 
 def main(library: str, *rooms: str) -> None:
     kernels = Kernels(Path(library))
     for room in rooms:
         for dtype in ("float32", "float64"):
-            ROOMS[room](kernels, dtype)
+            if room in ROOMS:
+                ROOMS[room](kernels, dtype)
 
 
 if __name__ == "__main__":

@@ -180,7 +180,7 @@ extern "C" int fn_cuda_gather(int dtype, const void *x, const void *order, const
 extern "C" int fn_cuda_bias_act_forward(int dtype, int activation, const void *z, const void *bias,
                                         void *a, int rows, int outputs, void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_bias_act<double> : start_bias_act<float>)(
+    return FN_OF(dtype, start_bias_act)(
         z, bias, activation, a, rows, outputs, stream);
 }
 
@@ -188,14 +188,14 @@ extern "C" int fn_cuda_act_bias_backward(int dtype, int activation, const void *
                                          const void *saved, void *dz, void *partial, int rows,
                                          int outputs, int rows_of_group, void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_gate<double> : start_gate<float>)(
+    return FN_OF(dtype, start_gate)(
         da, saved, activation, dz, partial, rows, outputs, rows_of_group, stream);
 }
 
 extern "C" int fn_cuda_sum_parts(int dtype, const void *parts, double factor, void *sums, int count,
                                  int n, void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_sum_parts<double> : start_sum_parts<float>)(
+    return FN_OF(dtype, start_sum_parts)(
         parts, factor, sums, count, n, stream);
 }
 
@@ -203,6 +203,6 @@ extern "C" int fn_cuda_dropout(int dtype, const void *x, const void *scalars, co
                                unsigned layer, unsigned dropped, double rate, void *y, int rows,
                                int columns, void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_dropout<double> : start_dropout<float>)(
+    return FN_OF(dtype, start_dropout)(
         x, scalars, state, layer, dropped, rate, y, rows, columns, stream);
 }

@@ -7,6 +7,7 @@
 #ifndef FN_CUDA_KERNELS_H
 #define FN_CUDA_KERNELS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #ifdef __cplusplus
@@ -83,6 +84,48 @@ int fn_cuda_update(int dtype, int kind, void *p, const void *g, void *m, void *v
                    const void *scalars, const void *state, int64_t n, void *stream);
 /* The step is done: the next one's batch and scalars are in use from here on. */
 int fn_cuda_advance(void *state, void *stream);
+
+/* Stage 1 of column sums (groups of rows, O): of x (B, O), or of (x - mean (O,))^2. */
+int fn_cuda_spread(int dtype, const void *x, const void *mean, void *partial, int rows, int columns,
+                   int rows_of_group, void *stream);
+/* inverse (n,) = 1 / sqrt(variance + epsilon). */
+int fn_cuda_inverse_root(int dtype, const void *variance, double epsilon, void *inverse, int n,
+                         void *stream);
+/* mean and inverse (B,) of the rows of x (B, O). */
+int fn_cuda_row_moments(int dtype, const void *x, double epsilon, void *mean, void *inverse,
+                        int rows, int columns, void *stream);
+/* a (B, O) = f(weight xhat + bias), xhat = (x - mean) inverse; both are (B,) if of_rows, else (O,).
+   bias may be null; z (B, O) too, where it is not null. */
+int fn_cuda_norm_forward(int dtype, int activation, const void *x, const void *mean,
+                         const void *inverse, int of_rows, const void *weight, const void *bias,
+                         void *a, void *z, int rows, int columns, void *stream);
+/* Stage 1 of column sums, (2, groups of rows, O): of dy xhat, and of dy. */
+int fn_cuda_norm_sums(int dtype, const void *x, const void *mean, const void *inverse, int of_rows,
+                      const void *dy, void *partial, int rows, int columns, int rows_of_group,
+                      void *stream);
+/* dx (B, O) of dy through a batch normalisation, with its gradients dweight and dbias (O,); without
+   them, both null, as where mean and inverse are running ones. dx may be dy. */
+int fn_cuda_batch_backward(int dtype, const void *x, const void *mean, const void *inverse,
+                           const void *weight, const void *dy, const void *dweight,
+                           const void *dbias, void *dx, int rows, int columns, void *stream);
+/* dx (B, O) of dy through a layer normalisation; mean, inverse (B,). dx may be dy. */
+int fn_cuda_layer_backward(int dtype, const void *x, const void *mean, const void *inverse,
+                           const void *weight, const void *dy, void *dx, int rows, int columns,
+                           void *stream);
+/* Running statistics (n,) after a step on a batch of that many rows, unless the chunk has ended. */
+int fn_cuda_move_statistics(int dtype, const void *mean, const void *variance, void *running_mean,
+                            void *running_variance, double momentum, int rows, int n,
+                            const void *state, void *stream);
+
+/* Devices that there are, or the error that says why none can be had; in words. */
+int fn_cuda_devices(int *count);
+const char *fn_cuda_error(int error);
+int fn_cuda_allocate(void **place, size_t bytes);
+int fn_cuda_release(void *place);
+int fn_cuda_clear(void *place, size_t bytes, void *stream);
+/* In either direction, or on the device. */
+int fn_cuda_copy(void *to, const void *from, size_t bytes, void *stream);
+int fn_cuda_wait(void *stream);
 
 #ifdef __cplusplus
 }

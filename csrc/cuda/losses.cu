@@ -159,13 +159,13 @@ extern "C" int fn_cuda_loss_rows(int dtype, int loss, const void *out, const voi
                                  const void *labels, const void *weight, void *row_losses,
                                  void *dout, int rows, int outputs, void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_rows<double> : start_rows<float>)(
+    return FN_OF(dtype, start_rows)(
         loss, out, targets, labels, weight, row_losses, dout, rows, outputs, stream);
 }
 
 extern "C" int fn_cuda_batch_loss(int dtype, const void *row_losses, void *losses, void *state,
                                   int rows, void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_batch<double> : start_batch<float>)(row_losses, losses,
+    return FN_OF(dtype, start_batch)(row_losses, losses,
                                                                            state, rows, stream);
 }

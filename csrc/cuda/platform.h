@@ -14,6 +14,9 @@
 #define FN_SHARED(T, name, count) T *const name = emulated::shared<T>(count)
 #endif
 
+/* A template's function for the dtype that C code names. */
+#define FN_OF(dtype, name) ((dtype) == FN_DOUBLE ? name<double> : name<float>)
+
 #define FN_DEVICE __device__ __forceinline__
 
 /* Start a kernel; returns 0, or the error of CUDA. */

@@ -122,14 +122,14 @@ int weight_gradient(int tile, const void *x, const void *dz, void *dw, int rows,
 
 extern "C" int fn_cuda_tile(int dtype, int tile, int *sizes)
 {
-    return dtype == FN_DOUBLE ? tile_of<double>(tile, sizes) : tile_of<float>(tile, sizes);
+    return FN_OF(dtype, tile_of)(tile, sizes);
 }
 
 extern "C" int fn_cuda_forward(int dtype, int tile, int activation, const void *x, const void *w,
                                const void *bias, void *a, void *z, int rows, int inputs,
                                int outputs, void *stream)
 {
-    return (dtype == FN_DOUBLE ? forward<double> : forward<float>)(
+    return FN_OF(dtype, forward)(
         tile, activation, x, w, bias, a, z, rows, inputs, outputs, stream);
 }
 
@@ -137,7 +137,7 @@ extern "C" int fn_cuda_data_gradient(int dtype, int tile, int activation, const 
                                      const void *w, const void *saved, void *dz, void *partial,
                                      int rows, int inputs, int outputs, void *stream)
 {
-    return (dtype == FN_DOUBLE ? data_gradient<double> : data_gradient<float>)(
+    return FN_OF(dtype, data_gradient)(
         tile, activation, dz_above, w, saved, dz, partial, rows, inputs, outputs, stream);
 }
 
@@ -145,6 +145,6 @@ extern "C" int fn_cuda_weight_gradient(int dtype, int tile, const void *x, const
                                        int rows, int inputs, int outputs, int rows_of_slice,
                                        void *stream)
 {
-    return (dtype == FN_DOUBLE ? weight_gradient<double> : weight_gradient<float>)(
+    return FN_OF(dtype, weight_gradient)(
         tile, x, dz, dw, rows, inputs, outputs, rows_of_slice, stream);
 }

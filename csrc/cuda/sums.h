@@ -44,7 +44,7 @@ template <int THREADS> FN_DEVICE double sum_of_block(double x)
 
 /* Column sums, stage 1: a block takes a group of rows and ACROSS columns. Each thread adds every
    DOWN-th row in ascending order, then follow the threads of a column. A term gives Term::COUNT
-   numbers of a place; partial is (groups, COUNT, columns), or null where no sum is wanted. */
+   numbers of a place; partial is (COUNT, groups, columns), or null where no sum is wanted. */
 template <class T, int ACROSS, int DOWN, class Term>
 __global__ void __launch_bounds__(ACROSS *DOWN)
     column_sums(const Term term, T *partial, int rows, int columns, int rows_of_group)
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(ACROSS *DOWN)
         T total = totals[i];
         for (int d = 1; d < DOWN; d++)
             total += of_threads[(i * DOWN + d) * ACROSS + across];
-        partial[(static_cast<int64_t>(group) * Term::COUNT + i) * columns + column] = total;
+        partial[(static_cast<int64_t>(gridDim.y) * i + group) * columns + column] = total;
     }
 }
 

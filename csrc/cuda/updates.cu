@@ -170,7 +170,7 @@ extern "C" int fn_cuda_norm_parts(int64_t n) { return ceiling(n, NORM_NUMBERS); 
 extern "C" int fn_cuda_clip(int dtype, const void *g, const void *marks, void *partial,
                             const void *scalars, void *state, int64_t n, void *stream)
 {
-    const int wrong = (dtype == FN_DOUBLE ? start_squares<double> : start_squares<float>)(
+    const int wrong = FN_OF(dtype, start_squares)(
         g, marks, partial, n, stream);
     if (wrong)
         return wrong;
@@ -185,7 +185,7 @@ extern "C" int fn_cuda_update(int dtype, int kind, void *p, const void *g, void 
                               const void *marks, const void *scalars, const void *state, int64_t n,
                               void *stream)
 {
-    return (dtype == FN_DOUBLE ? start_update<double> : start_update<float>)(
+    return FN_OF(dtype, start_update)(
         kind, p, g, m, v, marks, scalars, state, n, stream);
 }
 
