@@ -124,7 +124,7 @@ int fn_cuda_allocate(void **place, size_t bytes);
 int fn_cuda_release(void *place);
 int fn_cuda_clear(void *place, size_t bytes, void *stream);
 /* In either direction, or on the device. */
-int fn_cuda_copy(void *to, const void *from, size_t bytes, void *stream);
+int fn_cuda_copy(void *to, const void *source, size_t bytes, void *stream);
 int fn_cuda_wait(void *stream);
 
 #ifdef __cplusplus

@@ -31,10 +31,10 @@ extern "C" int fn_cuda_clear(void *place, size_t bytes, void *stream)
     return static_cast<int>(cudaMemsetAsync(place, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
-extern "C" int fn_cuda_copy(void *to, const void *from, size_t bytes, void *stream)
+extern "C" int fn_cuda_copy(void *to, const void *source, size_t bytes, void *stream)
 {
     const cudaStream_t on = static_cast<cudaStream_t>(stream);
-    return static_cast<int>(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, on));
+    return static_cast<int>(cudaMemcpyAsync(to, source, bytes, cudaMemcpyDefault, on));
 }
 
 extern "C" int fn_cuda_wait(void *stream)
@@ -72,9 +72,9 @@ extern "C" int fn_cuda_clear(void *place, size_t bytes, void *)
     return 0;
 }
 
-extern "C" int fn_cuda_copy(void *to, const void *from, size_t bytes, void *)
+extern "C" int fn_cuda_copy(void *to, const void *source, size_t bytes, void *)
 {
-    std::memcpy(to, from, bytes);
+    std::memcpy(to, source, bytes);
     return 0;
 }
 
