@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.constants import header
+from fastneuron.kernels.device_memory import STATE
 from fastneuron.losses import Loss
 from fastneuron.testing import poisoned
 
@@ -101,6 +103,7 @@ class Kernels:
     """The functions of kernels.h on NumPy arrays; outputs are poisoned with `poison`."""
 
     def __init__(self, library: Path) -> None:
+        self.path = library
         self._library = ctypes.CDLL(str(library))
         self.poison = "nan"
         self.tile = TINY
@@ -343,13 +346,58 @@ class Kernels:
         return dw.taken()
 
 
-#: fn_cuda_state of kernels.h.
-STATE = np.dtype([("step", np.int64), ("status", np.int64), ("clip_scale", np.float64)])
-
-
 def state_at(step: int, clip_scale: float = 1.0) -> Array:
     """Return the state of a chunk before one of its steps."""
     return np.array((step, 0, clip_scale), STATE)
+
+
+class Calls:
+    """The functions of kernels.h as the compiled extension has them, on addresses.
+
+    Attributes
+    ----------
+    held : dict
+        Address and bytes of what was allocated and not yet released.
+    """
+
+    _TYPES: ClassVar = {"int": ctypes.c_int, "unsigned": ctypes.c_uint, "double": ctypes.c_double,
+                        "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t}  # fmt: skip
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        text = re.sub(r"/\*.*?\*/", "", (SOURCES / "kernels.h").read_text("utf-8"), flags=re.DOTALL)
+        self.held: dict[int, int] = {}
+        for name, arguments in re.findall(r"\bint fn_cuda_(\w+)\(([^;]*)\);", text):
+            function = getattr(self._library, f"fn_cuda_{name}")
+            function.argtypes = [
+                ctypes.c_void_p if "*" in each else self._TYPES[each.split()[0]]
+                for each in arguments.split(",")
+            ]
+            if not hasattr(type(self), name):
+                setattr(self, name, partial(_started, name, function))
+
+    def tile(self, dtype: int, which: int) -> tuple[int, int, int]:
+        sizes = (ctypes.c_int * 3)()
+        assert self._library.fn_cuda_tile(dtype, which, sizes) > 0
+        return sizes[0], sizes[1], sizes[2]
+
+    def norm_parts(self, n: int) -> int:
+        return int(self._library.fn_cuda_norm_parts(n))
+
+    def allocate(self, size: int) -> int:
+        place = ctypes.c_void_p()
+        assert self._library.fn_cuda_allocate(ctypes.byref(place), size) == 0
+        assert place.value
+        self.held[place.value] = size
+        return place.value
+
+    def release(self, place: int) -> None:
+        del self.held[place]
+        self._library.fn_cuda_release(place)
+
+
+def _started(name: str, function: Any, *arguments: int | float) -> None:
+    assert function(*arguments) == 0, f"{name} did not start"
 
 
 def _code(dtype: Any) -> int:
