@@ -1,4 +1,4 @@
-"""Runs kernels that were made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY ROOM...``.
+"""Runs kernels made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY DTYPES ROOMS``.
 
 A process of its own, since the checker's run-time must be there before anything else is.
 """
@@ -63,10 +63,10 @@ def norms(kernels: Kernels, dtype: str) -> None:
 ROOMS = {each.__name__: each for each in (products, elementwise, losses, updates, norms)}
 
 
-def main(library: str, *rooms: str) -> None:
+def main(library: str, dtypes: str, rooms: str) -> None:
     kernels = Kernels(Path(library))
-    for room in rooms:
-        for dtype in ("float32", "float64"):
+    for room in rooms.split(","):
+        for dtype in dtypes.split(","):
             if room in ROOMS:
                 ROOMS[room](kernels, dtype)
 

@@ -15,7 +15,11 @@
 #endif
 
 /* A template's function for the dtype that C code names. */
+#ifdef FN_ONLY_SINGLE /* for tests that compile often */
+#define FN_OF(dtype, name) ((dtype) == FN_DOUBLE ? name<float> : name<float>)
+#else
 #define FN_OF(dtype, name) ((dtype) == FN_DOUBLE ? name<double> : name<float>)
+#endif
 
 #define FN_DEVICE __device__ __forceinline__
 

@@ -91,8 +91,10 @@ template <class T> struct WeightGradient {
     }
 };
 
+/* Two blocks a multiprocessor, so that one computes while the other waits: with 256 threads each may
+   have 128 registers, which sm_80 would pass by one (129) if it were not told. */
 template <class T, class Tile, class Form>
-__global__ void __launch_bounds__(Tile::THREADS) product(const Form form)
+__global__ void __launch_bounds__(Tile::THREADS, 2) product(const Form form)
 {
     typedef Share<T, Tile::MY_ROWS, Tile::DOWN> Rows;
     typedef Share<T, Tile::MY_COLUMNS, Tile::ACROSS> Columns;
