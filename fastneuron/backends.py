@@ -251,7 +251,7 @@ def _problem(name: str) -> str:
     if name in _failed:
         return _failed[name]
     if name == "cuda":
-        return numba_cuda.missing()
+        return _cuda_engine()[1]
     if name == "numba":
         return "" if find_spec("numba") else "numba is not installed (pip install numba)"
     try:
@@ -259,6 +259,23 @@ def _problem(name: str) -> str:
     except BackendUnavailable as error:
         return str(error)
     return ""
+
+
+def _cuda_engine() -> tuple[Callable[[], tuple[Any, Mapping[str, Slot]]], str]:
+    """Return what gives engine class and own slots for cards, and why none can run, or nothing.
+
+    Numba's, which has more kernels and no slots; without its package the compiled ones, where they
+    were built.
+    """
+    problem = numba_cuda.missing()
+    if not problem:
+        return lambda: (import_module("fastneuron.kernels.numba_cuda.engine").CudaEngine, {}), ""
+    # Imported here: a start without CUDA does without it.
+    from fastneuron.kernels import cython_cuda
+
+    if cython_cuda.missing():
+        return lambda: (None, {}), problem
+    return lambda: (cython_cuda.CythonCudaEngine, cython_cuda.slots()), ""
 
 
 def _load(name: str) -> _Parts:
@@ -285,9 +302,10 @@ def _import(name: str) -> _Parts:
         raise BackendUnavailable(problem)
     try:
         if name == "cuda":
-            device = import_module("fastneuron.kernels.numba_cuda.engine")
-            slots = _load("numpy").slots  # it has an engine and no slots of its own
-            return _Parts(slots, dict.fromkeys(SLOTS, "numpy"), device.CudaEngine, True)
+            device, given = _cuda_engine()[0]()
+            slots = {**_load("numpy").slots, **given}
+            origin = {slot: name if slot in given else "numpy" for slot in SLOTS}
+            return _Parts(slots, origin, device, True)
         module = import_module(f"fastneuron.kernels.{name}_cpu")
         own: Mapping[str, Slot] = module.SLOTS
         engine = getattr(module, f"{name.title()}Engine", None)

@@ -8,7 +8,7 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, UnknownNameError
-from fastneuron.kernels import numba_cuda
+from fastneuron.kernels import cython_cuda, numba_cuda
 from fastneuron.kernels.contract import SLOTS, Engine
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
@@ -165,3 +165,18 @@ def test_use_ends_with_its_block_even_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), backends.use("numpy"):
         1 / 0  # noqa: B018
     assert backends.current() == "auto"
+
+
+def test_without_numba_cuda_the_compiled_engine_is_taken(
+    no_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_cuda, "missing", lambda: "numba-cuda is not installed")
+    monkeypatch.setattr(cython_cuda, "missing", lambda: "")
+    monkeypatch.setattr(cython_cuda, "slots", lambda: {"mse": id})
+    backend = backends.get("cuda")
+    assert backend.device == "cuda"
+    assert (backend.slots["mse"], backend.origin["mse"]) == (id, "cuda")
+    assert backend.origin["mae"] == "numpy"
+    assert backends._import("cuda").engine is cython_cuda.CythonCudaEngine
+    monkeypatch.setattr(cython_cuda, "missing", lambda: "the extension is not there")
+    assert backends._cuda_engine()[1] == "numba-cuda is not installed"

@@ -5,7 +5,7 @@ It needs NVIDIA's driver and no other package. Importing this needs neither: `mi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +20,12 @@ from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Stat
 from fastneuron.kernels.device_memory import Batch, Buffer, Calls, Chunk, State, Work
 from fastneuron.kernels.device_passes import Call, Passes, run_all
 from fastneuron.kernels.device_presence import missing_card
+from fastneuron.kernels.device_slots import DeviceSlots
 from fastneuron.losses import Loss
 from fastneuron.optimizers import KEY_HIGH, KEY_LOW, N_SCALARS, Optimizer
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["CythonCudaEngine", "missing"]
+__all__ = ["CythonCudaEngine", "missing", "slots"]
 
 #: Numbers of the large and the small tile in kernels.h.
 TILES = (0, 1)
@@ -66,6 +67,11 @@ def missing() -> str:
         return problem
     count, reason = extension.devices()
     return "" if count else f"CUDA finds no card: {reason}"
+
+
+def slots() -> dict[str, Callable[..., Any]]:
+    """Return the slots by name: all of them. BackendUnavailable where there is no card."""
+    return DeviceSlots(_calls(), TILES[1]).table()
 
 
 def _calls() -> Calls:
