@@ -63,7 +63,10 @@ NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 GENERATIONS = "80 90 100" if CUDA == "1" else "80"
 ARCHITECTURES = os.environ.get("FASTNEURON_CUDA_ARCHITECTURES", GENERATIONS).split()
 # Kernels say themselves where a product and a sum round once, as those in C do.
-NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"),
+    "--threads=0",  # architectures side by side
+]
 
 
 def wants_cuda() -> bool:
