@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from fastneuron.errors import BackendUnavailable, UnknownNameError
 from fastneuron.kernels import numba_cuda  # which imports no numba
 from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
+from fastneuron.kernels.precision import check_precision
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.places import compiled_kernels
@@ -112,10 +113,21 @@ class Backend:
         *,
         n_threads: int | None = None,
         batch_size: int = 1,
+        precision: str = "float32",
     ) -> Engine:
-        """Return a new engine; its parameters are yet to be loaded."""
-        make = _load(self.name).engine
-        return make(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
+        """Return a new engine; its parameters are yet to be loaded.
+
+        Raises
+        ------
+        UnknownNameError, SpecError, BackendUnavailable
+            Where `precision` (``docs/precision.md``) does not exist, or not for the network's
+            dtype, or cannot be had from this backend.
+        """
+        check_precision(precision, spec.dtype, self.name)
+        given: dict[str, Any] = {"n_threads": n_threads, "batch_size": batch_size}
+        if precision != "float32":  # which is what every engine computes in
+            given["precision"] = precision
+        return _load(self.name).engine(spec, loss, optimizer, **given)
 
 
 def available() -> dict[str, Backend | BackendUnavailable]:

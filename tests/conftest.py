@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,3 +97,19 @@ def rooms(benchmarks_folder: Path) -> Iterator[dict[str, ModuleType]]:
     sys.path[:] = kept
     for name in names:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def fake_cublaslt(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """A library with cuBLASLt's functions, in host memory, that checks what it is given."""
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("there is no C compiler for the library that stands for cuBLASLt")
+    path = tmp_path_factory.mktemp("fake") / "libcublasLt.so"
+    source = Path(__file__).with_name("fake_cublaslt.c")
+    flags = ("-std=c11", "-O1", "-ffp-contract=off", "-shared", "-fPIC")
+    subprocess.run([compiler, *flags, "-o", path, source, "-lm"], check=True)
+    shared = ctypes.CDLL(str(path))
+    shared.fake_get.argtypes, shared.fake_get.restype = [ctypes.c_char_p], ctypes.c_int64
+    shared.fake_set.argtypes, shared.fake_set.restype = [ctypes.c_char_p, ctypes.c_int64], None
+    return shared

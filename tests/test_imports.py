@@ -33,6 +33,9 @@ HOUSE = (
         "kernels.reference",
         "kernels.device_plan",
         "kernels.device_presence",
+        "kernels.cublaslt",
+        "kernels.timed_choice",
+        "kernels.precision",
     ),
     (
         "kernels.estimate",

@@ -58,6 +58,7 @@ from fastneuron.testing.norm_bounds import (
     norm_forward,
     norm_gradients,
 )
+from fastneuron.testing.precision_bounds import RELATIVE_NORMS, assert_near, rounded
 from fastneuron.testing.steps import (
     BoundedStatistics,
     StepBounds,
@@ -74,6 +75,7 @@ from fastneuron.testing.update_bounds import (
 
 __all__ = [
     "POISONS",
+    "RELATIVE_NORMS",
     "Bounded",
     "BoundedParameters",
     "BoundedStatistics",
@@ -82,6 +84,7 @@ __all__ = [
     "Precision",
     "StepBounds",
     "activate",
+    "assert_near",
     "assert_parameters",
     "assert_statistics",
     "assert_within",
@@ -121,6 +124,7 @@ __all__ = [
     "norm_gradients",
     "poisoned",
     "ragged",
+    "rounded",
     "run_steps",
     "saved_of",
     "scalars_of",
