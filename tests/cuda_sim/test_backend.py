@@ -6,6 +6,9 @@ import numpy as np
 
 import fastneuron as fn
 from fastneuron import backends
+from fastneuron.kernels import fused_plan
+from fastneuron.kernels.device_plan import Blocks
+from fastneuron.kernels.numba_cuda import engine
 from fastneuron.optimizers import SGD
 
 
@@ -16,9 +19,12 @@ def test_the_backend_is_one_of_those_that_run() -> None:
     assert set(found.origin.values()) == {"numpy"}
 
 
-def test_fit_trains_as_on_the_reference() -> None:
-    # Shipped tiles, so the network is one layer and the training two steps; whole numbers and
-    # powers of two, so every sum is exact in any order.
+def test_fit_trains_as_on_the_reference(monkeypatch) -> None:
+    # Small blocks, since each of their threads is one of Python's; whole numbers and powers of two,
+    # so every sum is exact in any order.
+    small = Blocks(lanes=4, rows=2, across=4, down=2, group=5, threads=8, chunk=50)
+    monkeypatch.setattr(engine, "Blocks", lambda: small)
+    monkeypatch.setattr(fused_plan, "SHARED_BYTES", 4096)  # for 32 rows a block
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (8, 3)).astype("float32")
     y = x @ np.array([1, -2, 3], "float32") + 1
