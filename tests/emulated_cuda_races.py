@@ -1,4 +1,4 @@
-"""Runs kernels made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY DTYPES ROOMS``.
+"""Runs kernels made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY ROOM...``.
 
 A process of its own, since the checker's run-time must be there before anything else is.
 """
@@ -15,42 +15,44 @@ from fastneuron.losses import LOSSES
 from fastneuron.optimizers import N_SCALARS, UpdateKind
 
 
-def products(kernels: Kernels, dtype: str) -> None:
+def products(kernels: Kernels) -> None:
     rng = np.random.default_rng(0)
-    x, w, b, dz = (rng.normal(size=size).astype(dtype) for size in ((9, 9), (9, 10), 10, (9, 10)))
+    x, w, b, dz = (
+        rng.normal(size=size).astype(np.float32) for size in ((9, 9), (9, 10), 10, (9, 10))
+    )
     kernels.forward(x, w, b, "tanh", keep_z=True)
     kernels.data_gradient(dz, w, x, "tanh")
     kernels.weight_gradient(x, dz, 8)
 
 
-def elementwise(kernels: Kernels, dtype: str) -> None:
+def elementwise(kernels: Kernels) -> None:
     rng = np.random.default_rng(0)
-    z, da, b = (rng.normal(size=size).astype(dtype) for size in ((9, 35), (9, 35), 35))
+    z, da, b = (rng.normal(size=size).astype(np.float32) for size in ((9, 35), (9, 35), 35))
     kernels.bias_act_forward(z, b, "tanh")
     kernels.sum_parts(kernels.act_bias_backward(da, z, "tanh", 5)[1])
     kernels.gather(z, rng.permutation(9), np.array([2, 5, 9]), 1, 4)
     kernels.dropout(z, np.ones((2, N_SCALARS)), 1, 3, 2**30, 0.25)
 
 
-def losses(kernels: Kernels, dtype: str) -> None:
+def losses(kernels: Kernels) -> None:
     rng = np.random.default_rng(0)
-    out, y = (rng.normal(size=(5, 35)).astype(dtype) for _ in range(2))
+    out, y = (rng.normal(size=(5, 35)).astype(np.float32) for _ in range(2))
     for loss in LOSSES.values():
         rows, _ = kernels.loss_rows(loss, out, y, None)
     kernels.batch_loss(rows, np.zeros(1), state_at(0))
 
 
-def updates(kernels: Kernels, dtype: str) -> None:
-    p, g, m, v = (np.full(1000, 0.5, dtype) for _ in range(4))
+def updates(kernels: Kernels) -> None:
+    p, g, m, v = (np.full(1000, 0.5, np.float32) for _ in range(4))
     scalars, state, marks = np.full(N_SCALARS, 0.5), state_at(0), np.full(63, 3, np.uint8)
     kernels.clip(g, marks, scalars, state)
     kernels.update(UpdateKind.ADAM, p, g, (m, v), marks, scalars, state)
     kernels.advance(state)
 
 
-def norms(kernels: Kernels, dtype: str) -> None:
+def norms(kernels: Kernels) -> None:
     rng = np.random.default_rng(0)
-    x, dy = (rng.normal(size=(5, 35)).astype(dtype) for _ in range(2))
+    x, dy = (rng.normal(size=(5, 35)).astype(np.float32) for _ in range(2))
     mean, variance, inverse = kernels.column_moments(x, 1e-5, 3)
     sums = kernels.norm_gradients(x, mean, inverse, False, dy, 3)
     kernels.batch_backward(x, mean, inverse, mean, dy, sums)
@@ -63,12 +65,11 @@ def norms(kernels: Kernels, dtype: str) -> None:
 ROOMS = {each.__name__: each for each in (products, elementwise, losses, updates, norms)}
 
 
-def main(library: str, dtypes: str, rooms: str) -> None:
+def main(library: str, *rooms: str) -> None:
     kernels = Kernels(Path(library))
-    for room in rooms.split(","):
-        for dtype in dtypes.split(","):
-            if room in ROOMS:
-                ROOMS[room](kernels, dtype)
+    for room in rooms:
+        if room in ROOMS:
+            ROOMS[room](kernels)
 
 
 if __name__ == "__main__":
