@@ -31,6 +31,7 @@ from fastneuron.kernels.numba_cuda import columns, driver, fused, norms, outcome
 from fastneuron.kernels.numba_cuda.dropout import dropout
 from fastneuron.kernels.numba_cuda.gather import gather
 from fastneuron.kernels.numba_cuda.losses import loss_rows
+from fastneuron.kernels.numba_cuda.pointwise import bias_activation
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import UpdateKind
@@ -114,6 +115,7 @@ def _light() -> dict[str, Promise]:
         "squares": Promise(outcome.squares(b.threads, b.chunk), "vBDi", 40, doubles=True),
         "judge": Promise(outcome.judge(b.threads, f32), "DDvIi", 40, doubles=True),
         "advance": Promise(outcome.advance(), "I", 16),
+        "bias": Promise(bias_activation(f32, "gelu", True, True, *lanes), "vvvii", 40),
         "gate": Promise(columns.gate(f32, "gelu", True, *down), "vvvvii", 64),
         "spread": Promise(columns.column_spread(f32, True, *down), "vvvii", 48),
         "norm sums": Promise(columns.norm_sums(f32, True, *down), "vvvvvii", 64),

@@ -25,9 +25,12 @@ from fastneuron.kernels.numba_cuda.fused import fused_forward, fused_step
 from fastneuron.kernels.numba_cuda.gather import gather
 from fastneuron.kernels.numba_cuda.graph import Graph, why_not
 from fastneuron.kernels.numba_cuda.launches import Launch, Passes, prepared, run_all
+from fastneuron.kernels.numba_cuda.library import Provider, open_library
+from fastneuron.kernels.numba_cuda.library_passes import LibraryPasses
 from fastneuron.kernels.numba_cuda.losses import loss_rows
 from fastneuron.kernels.numba_cuda.rows import Rows
 from fastneuron.kernels.numba_cuda.state import Chunk, State, Vector
+from fastneuron.kernels.precision import check_precision
 from fastneuron.losses import Loss
 from fastneuron.optimizers import N_SCALARS, Optimizer
 from fastneuron.spec import NetworkSpec
@@ -47,16 +50,22 @@ class CudaEngine(Engine):
     ----------
     spec, loss, optimizer, n_threads, batch_size
         See `Engine`. n_threads is of no effect.
+    precision : {"float32", "tf32", "bfloat16"}
+        What a training step's products may round their factors to, in a float32 network.
     tile, blocks : optional
         How work is cut; tests cut it small.
     fused_rows : tuple of int, optional
         Rows of a block that trains the whole network by itself, the first that fits; none for a
         network that is trained layer by layer in any case.
+    library : optional
+        Stands for cuBLASLt in tests.
 
     Raises
     ------
     BackendUnavailable
-        Where there is no driver or no card.
+        Where there is no driver or no card, or no cuBLASLt for a precision that needs it.
+    UnknownNameError, SpecError
+        Where the precision does not exist, or not for the network's dtype.
     """
 
     backend = "cuda"
@@ -69,11 +78,14 @@ class CudaEngine(Engine):
         *,
         n_threads: int | None = None,
         batch_size: int = 1,
+        precision: str = "float32",
         tile: Tile | None = None,
         blocks: Blocks | None = None,
         fused_rows: tuple[int, ...] = FUSED_ROWS,
+        library: Provider | None = None,
     ) -> None:
         super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
+        check_precision(precision, spec.dtype, self.backend)
         problem = missing()
         if problem:
             raise BackendUnavailable(problem)
@@ -82,7 +94,12 @@ class CudaEngine(Engine):
         self._state = State(spec, optimizer, self._stream)
         self._chunk = Chunk(spec.dtype, self._stream)
         self._fused = fused_plan(spec, fused_rows)
-        self._passes = Passes(spec, self._tile, self._blocks, self._state, self._chunk)
+        self._library, self._no_library = library, ""
+        if library is None:
+            self._library, self._no_library = open_library(precision, self._stream)
+        of = spec, self._tile, self._blocks, self._state, self._chunk
+        self._passes = LibraryPasses(*of, self._library) if self._library else Passes(*of)
+        self._precision = precision
         self._data = (Vector(spec.dtype), Vector(spec.dtype), Vector(spec.dtype))
         self._labels = Vector(np.int64)
         self._norms = Vector(np.float64)
@@ -222,13 +239,28 @@ class CudaEngine(Engine):
                 **self._state.nbytes,
                 "batches": sum(each.nbytes for each in rows),
                 "data": data,
+                "library": self._library.nbytes if self._library else 0,
             },
             "phases": ["gather", "forward", "loss", "backward", "update"],
             "fused": "layer by layer"
             if self._fused is None
             else f"{self._fused.rows} rows a block",
+            "precision": self._precision,
+            "products": self._no_library or self._chosen(),
             "tile": f"{tile.rows}x{tile.columns}x{tile.depth}",
             "graph": self._no_graphs or "each step is one launch of a recorded graph",
+        }
+
+    def _chosen(self) -> dict[str, str]:
+        """The way of each piece of a step so far, by what it is and its sizes.
+
+        Where "mask" is taken for two layers, it stands for the forward product of the lower and the
+        data gradient of the upper one.
+        """
+        assert self._library is not None
+        return {
+            " ".join(str(each) for each in key if not isinstance(each, tuple)): choice.option.name
+            for key, choice in self._library.made.items()
         }
 
     def _step(self, rows: Rows, size: int, weighted: bool, classes: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from fastneuron.kernels.numba_cuda.state import Chunk, State
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["Launch", "Passes", "prepared", "run_all"]
+__all__ = ["Done", "Launch", "Passes", "prepared", "run_all"]
 
 
 class Launch(NamedTuple):
@@ -52,6 +53,14 @@ def run_all(calls: list[Callable[[], None]]) -> None:
         call()
 
 
+class Done(Enum):
+    """How far the product above a layer has done the layer's gate and bias gradient."""
+
+    NOTHING = auto()
+    FIRST_STAGE = auto()  # the gate, and the sums of each row tile
+    ALL = auto()
+
+
 def _fours(count: int) -> bool:
     """Whether rows of that length start at multiples of four numbers."""
     return count % 4 == 0
@@ -72,7 +81,7 @@ class Passes:
         launches: list[Launch] = []
         for index, layer in enumerate(self.spec.layers):
             if isinstance(layer, Dense):
-                launches.append(self._dense_forward(rows, batch, index, layer))
+                launches += self._dense_forward(rows, batch, index, layer)
             elif isinstance(layer, Dropout):
                 if rows.training:
                     ends = rows.a[index], rows.a[index + 1]
@@ -90,25 +99,23 @@ class Passes:
         It ends at the first layer that is trained, or with dL/dx in ``rows.d[0]``.
         """
         layers = self.spec.layers
-        trained = [i for i, each in enumerate(layers) if each.trains_weight or each.trains_bias]
+        trained = [i for i in range(len(layers)) if self._trains(i + 1)]
         first = 0 if need_dx else min(trained, default=len(layers))
         launches: list[Launch] = []
-        gated = False  # whether the product above has done this layer's gate and sums
+        done = Done.NOTHING
         for index in reversed(range(first, len(layers))):
             layer = layers[index]
-            if not gated:
-                launches += self._gate(rows, batch, index)
-            elif self._sums(index):
-                groups = blocks_of(batch, self.tile.rows)
-                launches.append(self._bias_gradient(rows, index, groups))
-            gated = isinstance(layer, Dense)
             goes_on = index > first or need_dx
+            if isinstance(layer, Dense) and layer.trains_weight:
+                launches += self._gradients(rows, batch, index, layer, done)
+            else:
+                launches += self._finish(rows, batch, index, done)
+            done = Done.NOTHING
             if isinstance(layer, Dense):
                 # The column sums of the layer below go to the scratch vector last.
-                if layer.trains_weight:
-                    launches += self._weight_gradient(rows, batch, index, layer)
                 if goes_on:
-                    launches.append(self._data_gradient(rows, batch, index, layer))
+                    more, done = self._data_gradient(rows, batch, index, layer)
+                    launches += more
             elif isinstance(layer, Dropout):
                 if goes_on:
                     ends = rows.d[index + 1], rows.d[index]
@@ -158,7 +165,11 @@ class Passes:
         layer = self.spec.layers[index]
         return isinstance(layer, Dense) and layer.trains_bias
 
-    def _dense_forward(self, rows: Rows, batch: int, index: int, layer: Dense) -> Launch:
+    def _trains(self, count: int) -> bool:
+        """Whether any of the first `count` layers is trained."""
+        return any(each.trains_weight or each.trains_bias for each in self.spec.layers[:count])
+
+    def _dense_forward(self, rows: Rows, batch: int, index: int, layer: Dense) -> list[Launch]:
         inputs, outputs = layer.weight_shape
         kernel = products.forward(
             self.tile,
@@ -172,7 +183,22 @@ class Passes:
         grid = blocks_of(outputs, self.tile.columns), blocks_of(batch, self.tile.rows)
         w, b = (self.state.of(self.state.p, index, name) for name in ("weight", "bias"))
         vectors = rows.a[index], w, b, rows.z[index], rows.a[index + 1]
-        return Launch(kernel, grid, self.tile.threads, (*vectors, batch, inputs, outputs))
+        return [Launch(kernel, grid, self.tile.threads, (*vectors, batch, inputs, outputs))]
+
+    def _finish(self, rows: Rows, batch: int, index: int, done: Done) -> list[Launch]:
+        """What is left of a layer's gate and bias gradient."""
+        if done is Done.NOTHING:
+            return self._gate(rows, batch, index)
+        if done is Done.FIRST_STAGE and self._sums(index):
+            return [self._bias_gradient(rows, index, blocks_of(batch, self.tile.rows))]
+        return []
+
+    def _gradients(
+        self, rows: Rows, batch: int, index: int, layer: Dense, done: Done
+    ) -> list[Launch]:
+        """The gradients of a layer, with what its gate has left to do."""
+        ends = self._finish(rows, batch, index, done)
+        return [*ends, *self._weight_gradient(rows, batch, index, layer)]
 
     def _gate(self, rows: Rows, batch: int, index: int) -> list[Launch]:
         """f' and the bias gradient of a layer, where no product has done them."""
@@ -215,8 +241,10 @@ class Passes:
             launches.append(self.second_stage(partials, gradient, slices, inputs * outputs))
         return launches
 
-    def _data_gradient(self, rows: Rows, batch: int, index: int, layer: Dense) -> Launch:
-        """Make dz of the layer below, or dL/dx, which has no gate."""
+    def _data_gradient(
+        self, rows: Rows, batch: int, index: int, layer: Dense
+    ) -> tuple[list[Launch], Done]:
+        """Make dz of the layer below, or dL/dx, which has no gate; say how far that one is done."""
         inputs, outputs = layer.weight_shape
         below = index - 1
         activation = self.spec.layers[below].activation if index else "identity"
@@ -232,7 +260,8 @@ class Passes:
         grid = blocks_of(inputs, self.tile.columns), blocks_of(batch, self.tile.rows)
         w = self.state.of(self.state.p, index, "weight")
         vectors = rows.d[index + 1], w, saved, rows.d[index], rows.scratch
-        return Launch(kernel, grid, self.tile.threads, (*vectors, batch, outputs, inputs))
+        launch = Launch(kernel, grid, self.tile.threads, (*vectors, batch, outputs, inputs))
+        return [launch], Done.FIRST_STAGE
 
     def _dropout(self, index: int, layer: Dropout, x: Any, y: Any, batch: int) -> Launch:
         width, threads = int(layer.out_features), self.blocks.threads
