@@ -374,6 +374,23 @@ def test_the_library_is_opened_for_the_device(fake_cublaslt, monkeypatch) -> Non
     assert (found.precision, found.device, problem, asked) == ("tf32", "a card 3", "", [3])
 
 
+def test_the_switch_leaves_the_library_out(monkeypatch) -> None:
+    monkeypatch.setenv("FASTNEURON_CUBLASLT", "0")
+    monkeypatch.setattr(library, "SIMULATED", False)  # where it would be looked for
+    found, problem = library.open_library("float32", 0)
+    assert (found, problem) == (None, "FASTNEURON_CUBLASLT=0 leaves cuBLASLt out")
+
+
+def test_a_choice_that_stands_makes_no_other_products(fake_cublaslt, monkeypatch) -> None:
+    of = CASES["saves z"]
+    engine, made = engine_of(of, fake_cublaslt, "own"), []
+    order, bounds, scalars = np.arange(5), np.array([0, 5]), scalars_of(of, 1)
+    run_steps(engine, of, order, bounds, scalars)
+    monkeypatch.setattr(library_passes, "Matmul", lambda *arguments: made.append(arguments))
+    engine.gradients(of.x[:5], of.y[:5], None)  # lists its launches anew
+    assert made == []
+
+
 class TestPlantedFaults:
     """Each fault in the passes is found by the bounds of a step, or by the library's checks."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ _ALGORITHMS = 4
 # from a millisecond on it is timed once.
 _REPEATS, _LONG = 16, 1e-3
 
+# Set to 0, our own products do all, whose bits are the same in every process.
+_SWITCH = "FASTNEURON_CUBLASLT"
+
 
 class Way(NamedTuple):
     """One way to do a piece of a step.
@@ -35,13 +39,13 @@ class Way(NamedTuple):
     ----------
     name : str
     before, after : launches around the product
-    matmul : the product where it is the library's
+    matmul : makes the product, where it is the library's
     then : launches that this way needs later, which count for its time alone
     """
 
     name: str
     before: Sequence[Launch]
-    matmul: Matmul | None = None
+    matmul: Callable[[], Matmul] | None = None
     after: Sequence[Launch] = ()
     then: Sequence[Launch] = ()
 
@@ -106,26 +110,32 @@ class Provider:
         """
         by_name = {way.name: way for way in ways}
         whole = (self.device, self.library.version, self.precision, self.workspace_bytes, *key)
+        products: dict[str, Matmul] = {}
+
+        def product(name: str) -> Matmul:
+            if name not in products:
+                make = by_name[name].matmul
+                assert make is not None
+                products[name] = make()
+            return products[name]
 
         def options() -> list[Option]:
             found = []
-            for way in ways:
+            for name, way in by_name.items():
                 if way.matmul is None:
-                    found.append(Option(way.name))
+                    found.append(Option(name))
                     continue
-                algorithms = way.matmul.algorithms(self.workspace_bytes, _ALGORITHMS)
+                algorithms = product(name).algorithms(self.workspace_bytes, _ALGORITHMS)
                 for i, algorithm in enumerate(algorithms):
-                    found.append(Option(f"{way.name} #{i}", (way.name, algorithm)))
+                    found.append(Option(f"{name} #{i}", (name, algorithm)))
             return found
 
         def launches(option: Option) -> list[Launch]:
             if option.detail is None:
                 return list(by_name[option.name].before)
             name, algorithm = option.detail
-            way = by_name[name]
-            assert way.matmul is not None
-            product = _LibraryProduct(way.matmul, algorithm, self._workspace)
-            return [*way.before, Launch(product, 0, 0, ()), *way.after]
+            kernel = _LibraryProduct(product(name), algorithm, self._workspace)
+            return [*by_name[name].before, Launch(kernel, 0, 0, ()), *by_name[name].after]
 
         def prepare(option: Option) -> Callable[[], float]:
             way = by_name[option.name if option.detail is None else option.detail[0]]
@@ -158,7 +168,9 @@ def open_library(precision: str, stream: Any) -> tuple[Provider | None, str]:
         Where it cannot be had and the precision needs it.
     """
     problem = "the simulator has no cuBLASLt"
-    if not SIMULATED:
+    if precision == "float32" and os.environ.get(_SWITCH) == "0":
+        problem = f"{_SWITCH}=0 leaves cuBLASLt out"
+    elif not SIMULATED:
         try:
             device = cuda.get_current_device()
             name = f"{device.name} {device.id}"

@@ -11,7 +11,9 @@ promises, whose algorithms depend on the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -200,10 +202,10 @@ class LibraryPasses(Passes):
         out: Any,
         vector: Any = None,
         mask: Any = None,
-    ) -> Matmul:
+    ) -> Callable[[], Matmul]:
         turned = shape.get("left_transposed", False), shape.get("right_transposed", False)
         precision = self.provider.precision
         product = Product(*sizes, *turned, self.spec.dtype, precision, epilogue)
         further = [0 if each is None else address_of(each) for each in (vector, mask)]
         places = [address_of(each) for each in (left, right, out)]
-        return Matmul(self.provider.library, product, *places, *further)
+        return partial(Matmul, self.provider.library, product, *places, *further)
