@@ -48,15 +48,18 @@ class Fastneuron(Peer):
         self.optimizer = optimizers[problem.optimizer]
         self.rates = Rates(self.optimizer)
         self.rates.use_keys(StepKeys(seed=0, epoch=0))
-        self.engine: Engine = backends.get(self.backend).engine(
-            problem.spec(self._dtype()),
-            LOSSES[problem.loss],
-            self.optimizer,
-            n_threads=requested_threads(self.n_threads),
-            batch_size=problem.batch,
-        )
+        self.engine = self._new_engine()
         self.chunk = 1
         self.reset()
+
+    def _new_engine(self) -> Engine:
+        return backends.get(self.backend).engine(
+            self.problem.spec(self._dtype()),
+            LOSSES[self.problem.loss],
+            self.optimizer,
+            n_threads=requested_threads(self.n_threads),
+            batch_size=self.problem.batch,
+        )
 
     def _dtype(self) -> str:
         return self.problem.dtype

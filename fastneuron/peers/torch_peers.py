@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Torch(Peer):
 
     name = "torch"
     module = distribution = "torch"
+    #: Where it computes, as PyTorch calls it.
+    device: ClassVar[str] = "cpu"
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -27,15 +29,17 @@ class Torch(Peer):
 
         torch.set_num_threads(threads)
         self.torch = torch
-        self.x, self.y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
+        self.x, self.y = (torch.from_numpy(a).to(self.device) for a in (problem.x, problem.y))
         layers: Any = problem.spec(problem.dtype).layers  # a kind has its own hyper-parameters
         trained = [each for layer in layers for each in (layer.trains_weight, layer.trains_bias)]
         # Weights (O, I), as torch.nn.Linear holds them.
         self.parameters = [
-            None if array is None else torch.tensor(array, requires_grad=trains)
-            for array, trains in zip(self._transposed(problem.parameters), trained, strict=True)
+            None if array is None else torch.tensor(array, device=self.device, requires_grad=trains)
+            for array, trains in zip(self._start(), trained, strict=True)
         ]
-        self.running = [torch.tensor(array) for pair in problem.statistics for array in pair]
+        self.running = [
+            torch.tensor(array, device=self.device) for pair in problem.statistics for array in pair
+        ]
         f = getattr(functional, problem.activation)
         measure = {
             "mse": functional.mse_loss,
@@ -67,17 +71,17 @@ class Torch(Peer):
         self.loss = self._compiled(loss)
         self.reset()
 
-    @staticmethod
-    def _transposed(parameters: Parameters) -> list[Array]:
-        return [array for w, b in parameters for array in (np.ascontiguousarray(w.T), b)]
+    def _start(self) -> list[Array]:
+        """Return what the parameters start from, one array after the other."""
+        pairs = self.problem.parameters
+        return [array for w, b in pairs for array in (np.ascontiguousarray(w.T), b)]
 
     def _compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         return loss
 
     def reset(self) -> None:
-        flat = self._transposed(self.problem.parameters)
         with self.torch.no_grad():
-            for parameter, array in zip(self.parameters, flat, strict=True):
+            for parameter, array in zip(self.parameters, self._start(), strict=True):
                 if parameter is not None:
                     parameter.copy_(self.torch.from_numpy(array))
             start = (array for pair in self.problem.statistics for array in pair)
@@ -107,23 +111,25 @@ class Torch(Peer):
             )
 
     def advance(self, order: Array) -> Array:
-        x, y, parameters, optimizer = self.x, self.y, self.parameters, self.optimizer
-        running = self.running
-        losses = []
-        for rows in self.torch.from_numpy(order):
-            optimizer.zero_grad()
-            loss = self.loss(x[rows], y[rows], running, *parameters)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        return self.torch.stack(losses).double().numpy()
+        losses = [self._step(rows) for rows in self.torch.from_numpy(order).to(self.device)]
+        return self.torch.stack(losses).double().cpu().numpy()
+
+    def _step(self, rows: Any) -> Any:
+        """Train on these rows and return the loss."""
+        self.optimizer.zero_grad()
+        loss = self.loss(self.x[rows], self.y[rows], self.running, *self.parameters)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
     def export(self) -> Parameters:
-        flat: list[Any] = [None if p is None else p.detach().numpy().T for p in self.parameters]
+        flat: list[Any] = [
+            None if p is None else p.detach().cpu().numpy().T for p in self.parameters
+        ]
         return list(zip(flat[::2], flat[1::2], strict=True))
 
     def statistics(self) -> Parameters:
-        flat = [tensor.numpy() for tensor in self.running]
+        flat = [tensor.cpu().numpy() for tensor in self.running]
         return list(zip(flat[::2], flat[1::2], strict=True))
 
 

@@ -75,8 +75,14 @@ def assert_statistics(engine: Engine, want: BoundedStatistics, what: str) -> flo
     return worst
 
 
-def check_step(engine: Engine, case: Case, rows: Array, scalars: Array, what: str) -> None:
-    """Run one step and compare loss, parameters, moments and statistics with the bounds."""
+def check_step(engine: Engine, case: Case, rows: Array, scalars: Array, what: str) -> float:
+    """Run one step and compare loss, parameters, moments and statistics with the bounds.
+
+    Returns
+    -------
+    float
+        The largest error over its bound.
+    """
     before, moments = engine.export(), engine.export_moments()
     kept = engine.export_statistics()
     weight = None if case.weight is None else case.weight[rows]
@@ -86,8 +92,11 @@ def check_step(engine: Engine, case: Case, rows: Array, scalars: Array, what: st
     new, new_moments = updated(case.spec, case.optimizer, before, want.gradients, moments, scalars)
     bounds = np.array([0, len(rows)], np.int64)
     losses = run_steps(engine, case, rows, bounds, scalars[None])
-    assert_within(losses[0], want.loss, f"{what}: loss")
-    assert_parameters(engine.export(), new, what)
+    ratios = [
+        assert_within(losses[0], want.loss, f"{what}: loss"),
+        assert_parameters(engine.export(), new, what),
+        assert_statistics(engine, want.statistics, what),
+    ]
     for got, bounded in zip(engine.export_moments(), new_moments, strict=True):
-        assert_parameters(got, bounded, f"{what}: moment")
-    assert_statistics(engine, want.statistics, what)
+        ratios.append(assert_parameters(got, bounded, f"{what}: moment"))
+    return max(ratios)

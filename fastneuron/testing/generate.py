@@ -150,18 +150,25 @@ def draw_targets(
     return rng.normal(size=(rows, outputs)).astype(dtype)
 
 
-def generated_cases(count: int = 30, seed: int = 0, dtype: str = "float32") -> list[Case]:
+def generated_cases(
+    count: int = 30,
+    seed: int = 0,
+    dtype: str = "float32",
+    *,
+    widest: int = MAX_WIDTH,
+    longest: int = MAX_BATCH,
+) -> list[Case]:
     """Return `count` networks of 0 to 5 hidden layers that between them hold every table entry.
 
     Activations, losses, optimizers, depths, weights on or off and biases on or off are dealt from
     decks, so that each occurs from 12 networks on; widths and batches are log-uniform from 1 to
-    300, and both ends are dealt too.
+    `widest` and `longest`, and both ends are dealt too.
     """
     rng = np.random.default_rng(seed)
     activations = _deck(rng, sorted(ACTIVATIONS))
     losses = cycle(sorted(LOSSES))
-    widths = _log_uniform(rng, MAX_WIDTH)
-    rows_of_batch = _log_uniform(rng, MAX_BATCH)
+    widths = _log_uniform(rng, widest)
+    rows_of_batch = _log_uniform(rng, longest)
     cases = []
     for i, (loss_name, optimizer) in enumerate(
         zip(islice(losses, count), cycle(OPTIMIZERS), strict=False)

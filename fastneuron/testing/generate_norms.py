@@ -75,16 +75,23 @@ def case_of(
     )
 
 
-def generated_norm_cases(count: int = 24, seed: int = 0, dtype: str = "float32") -> list[Case]:
+def generated_norm_cases(
+    count: int = 24,
+    seed: int = 0,
+    dtype: str = "float32",
+    *,
+    widest: int = max(WIDTHS),
+    longest: int = max(BATCHES),
+) -> list[Case]:
     """Return `count` networks of one to three dense layers with all other kinds around them.
 
     From 12 networks on each motif occurs first, in the middle or last, with each activation, loss
     and optimizer, and all of a layer, its weight, its bias or nothing trained. Batches of two rows
-    occur, and last ones of one.
+    occur, and last ones of one. No layer is wider than `widest`, no batch longer than `longest`.
     """
     rng = np.random.default_rng(seed)
     activations = cycle(sorted(ACTIVATIONS))
-    widths, trainable = cycle(WIDTHS), cycle(TRAINABLE)
+    widths, trainable = cycle(min(n, widest) for n in WIDTHS), cycle(TRAINABLE)
 
     def motif(letters: str) -> list[Layer]:
         epsilon = float(rng.choice([1e-5, 1e-3, 0.1]))
@@ -104,7 +111,8 @@ def generated_norm_cases(count: int = 24, seed: int = 0, dtype: str = "float32")
         return made
 
     cases = []
-    problems = zip(cycle(sorted(LOSSES)), cycle(OPTIMIZERS), cycle(BATCHES), strict=False)
+    batches = cycle(min(n, longest) for n in BATCHES)
+    problems = zip(cycle(sorted(LOSSES)), cycle(OPTIMIZERS), batches, strict=False)
     for i, (loss_name, optimizer, batch) in enumerate(islice(problems, count)):
         loss, letters = LOSSES[loss_name], MOTIFS[i % len(MOTIFS)]
         layers: list[Layer] = []
