@@ -61,7 +61,7 @@ HOUSE = (
     ("preprocessing", "explain"),
     ("machine", "demo", "commands", "testing"),
     ("profiling", "peers"),
-    ("bench",),
+    ("bench", "gpu_suite"),
     ("cli",),
     ("__main__",),
     ("",),
@@ -138,7 +138,7 @@ def faults_of(path: Path, source: str) -> list[str]:
             other.startswith("kernels.")
             and other not in _CONTRACT
             and not room.startswith("kernels.")
-            and room not in ("backends", "testing")
+            and room not in ("backends", "testing", "gpu_suite")
         ):
             faults.append(f"{where}: kernels are reached through backends only, not by {room!r}")
     return faults

@@ -1,0 +1,175 @@
+"""The engines that the suite proves: both backends on the card, or one of them simulated."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from fastneuron.errors import BackendUnavailable
+from fastneuron.gpu_suite.running import NotBuiltYet
+from fastneuron.kernels import numba_cuda  # which imports no numba
+from fastneuron.kernels.contract import Engine
+from fastneuron.kernels.device_plan import Blocks, Tile, tile_of
+from fastneuron.testing import Case, loaded
+
+__all__ = [
+    "CPP",
+    "NUMBA",
+    "SHIPPED",
+    "SIMULATED",
+    "SMALL",
+    "Kind",
+    "Sizes",
+    "cpp_kind",
+    "engine_kinds",
+    "numba_kind",
+]
+
+NUMBA, CPP = "numba", "c++"
+_CPP_ROOM = "fastneuron.kernels.cython_cuda"
+
+#: What the simulator can do in seconds: it needs milliseconds for every thread.
+SIMULATED_TILE = Tile(8, 8, 4, 4, 4)
+SIMULATED_BLOCKS = Blocks(lanes=4, rows=2, across=4, down=2, group=5, threads=8, chunk=50)
+
+#: Rooms of numba_cuda that hold kernels, made by functions whose results are kept.
+_KERNEL_ROOMS = (
+    "columns", "dropout", "gather", "losses", "norms", "outcome", "products", "updates",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is checked, and how much of it.
+
+    Attributes
+    ----------
+    tile : Tile
+        Whose edges the shapes lie around.
+    networks : int
+        Generated ones.
+    widest, longest : int
+        Of their layers and batches.
+    repeats : int
+        Runs that are compared to the bit.
+    sliced_rows : int
+        Of a batch that a weight gradient is cut into slices for, or 0.
+    every : int
+        Of the entries of a table, each `every`-th is checked.
+    repeated : int
+        Networks that are run again and again.
+    complete : bool
+        Whether every kernel must have been launched.
+    dtypes : tuple of str
+        Of slots. In those after the first, each third entry of a table is checked: their kernels
+        are made by the same functions.
+    """
+
+    tile: Tile
+    networks: int = 30
+    widest: int = 300
+    longest: int = 300
+    repeats: int = 100
+    sliced_rows: int = 1100
+    every: int = 1
+    repeated: int = 4
+    complete: bool = True
+    dtypes: tuple[str, ...] = ("float32", "float64")
+
+
+SHIPPED = Sizes(tile_of("float32"))
+#: For compute-sanitizer, under which a kernel takes a hundred times its time.
+SMALL = Sizes(tile_of("float32"), 6, 40, 40, 2, 520, 3, complete=False)
+SIMULATED = Sizes(SIMULATED_TILE, 3, 6, 4, 2, 0, 5, 1, dtypes=("float32",))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A backend on the card.
+
+    Attributes
+    ----------
+    name : str
+    new : callable
+        Takes what an `Engine` takes.
+    unlaunched : callable
+        The names of its kernels that nothing has asked for in this process, as far as it knows.
+    compiles : bool
+        Whether its kernels are compiled at their first launch.
+    """
+
+    name: str
+    new: Callable[..., Engine]
+    unlaunched: Callable[[], list[str]] = list
+    compiles: bool = False
+
+    def engine_of(self, case: Case, **given: Any) -> Engine:
+        """Return an engine with what the case starts from."""
+        options = {"batch_size": case.batch, **given}
+        return loaded(self.new(case.spec, case.loss, case.optimizer, **options), case)
+
+    def takes(self, name: str) -> bool:
+        """Whether its engines have an argument of that name."""
+        return name in inspect.signature(self.new).parameters
+
+
+def numba_kind(*, simulated: bool = False) -> Kind:
+    """Return numba's engine, with tiny tiles where it is simulated.
+
+    Raises
+    ------
+    BackendUnavailable
+        Where it cannot run here; the message says why.
+    """
+    if problem := numba_cuda.missing():
+        raise BackendUnavailable(problem)
+    engine = import_module("fastneuron.kernels.numba_cuda.engine").CudaEngine
+    if not simulated:
+        return Kind(NUMBA, engine, _unlaunched, compiles=True)
+
+    def new(*arguments: Any, **given: Any) -> Engine:
+        made: Engine = engine(*arguments, tile=SIMULATED_TILE, blocks=SIMULATED_BLOCKS, **given)
+        return made
+
+    return Kind(NUMBA, new, _unlaunched, compiles=True)
+
+
+def _unlaunched() -> list[str]:
+    """Return the kernels' factories that were never called."""
+    found = []
+    for room in _KERNEL_ROOMS:
+        module = import_module(f"fastneuron.kernels.numba_cuda.{room}")
+        for name in module.__all__:
+            made = getattr(module, name)
+            if hasattr(made, "cache_info") and not made.cache_info().currsize:
+                found.append(f"{room}.{name}")
+    return found
+
+
+def cpp_kind() -> Kind:
+    """Return the engine in CUDA C++.
+
+    Raises
+    ------
+    NotBuiltYet, BackendUnavailable
+        Where there is none; the message says why.
+    """
+    if not find_spec(_CPP_ROOM):
+        raise NotBuiltYet("an engine in CUDA C++ is not part of this version")
+    module = import_module(_CPP_ROOM)
+    if problem := module.missing():
+        raise BackendUnavailable(problem)
+    made = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Engine))
+    return Kind(CPP, next(engine for engine in made if engine is not Engine))
+
+
+def engine_kinds(*, simulated: bool) -> dict[str, Callable[[], Kind]]:
+    """Return what makes every engine ready, by name."""
+    if simulated:
+        return {NUMBA: partial(numba_kind, simulated=True)}
+    return {NUMBA: numba_kind, CPP: cpp_kind}
