@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import Any
 
 from fastneuron.errors import BackendUnavailable
@@ -36,11 +37,6 @@ _CPP_ROOM = "fastneuron.kernels.cython_cuda"
 #: What the simulator can do in seconds: it needs milliseconds for every thread.
 SIMULATED_TILE = Tile(8, 8, 4, 4, 4)
 SIMULATED_BLOCKS = Blocks(lanes=4, rows=2, across=4, down=2, group=5, threads=8, chunk=50)
-
-#: Rooms of numba_cuda that hold kernels, made by functions whose results are kept.
-_KERNEL_ROOMS = (
-    "columns", "dropout", "gather", "losses", "norms", "outcome", "products", "updates",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,14 +136,17 @@ def numba_kind(*, simulated: bool = False) -> Kind:
 
 
 def _unlaunched() -> list[str]:
-    """Return the kernels' factories that were never called."""
+    """Return the functions that make kernels, and keep them, and were never called."""
+    driver = import_module(f"{numba_cuda.__name__}.driver")
     found = []
-    for room in _KERNEL_ROOMS:
-        module = import_module(f"fastneuron.kernels.numba_cuda.{room}")
-        for name in module.__all__:
-            made = getattr(module, name)
+    for each in iter_modules(numba_cuda.__path__):
+        room = import_module(f"{numba_cuda.__name__}.{each.name}")
+        if room is driver or getattr(room, "kernel", None) is not driver.kernel:
+            continue  # it makes none
+        for name in room.__all__:
+            made = getattr(room, name)
             if hasattr(made, "cache_info") and not made.cache_info().currsize:
-                found.append(f"{room}.{name}")
+                found.append(f"{each.name}.{name}")
     return found
 
 
