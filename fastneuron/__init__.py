@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastneuron import backends, bench, datasets, explain, ops, plots, profiling
     from fastneuron.callbacks import Callback, EarlyStopping
+    from fastneuron.device_arrays import DeviceArray
     from fastneuron.diagnostics import Diagnosis, HealthRecorder
     from fastneuron.errors import (
         BackendUnavailable,
         DataError,
         DataWarning,
+        DeviceError,
+        DeviceMemoryError,
         ExtraMissing,
         FastneuronError,
         ModelFileError,
@@ -45,6 +48,9 @@ __all__ = [
     "DataError",
     "DataWarning",
     "Dense",
+    "DeviceArray",
+    "DeviceError",
+    "DeviceMemoryError",
     "Diagnosis",
     "Dropout",
     "EarlyStopping",
@@ -77,11 +83,14 @@ __all__ = [
 
 _ROOMS = {
     "callbacks": ("Callback", "EarlyStopping"),
+    "device_arrays": ("DeviceArray",),
     "diagnostics": ("Diagnosis", "HealthRecorder"),
     "errors": (
         "BackendUnavailable",
         "DataError",
         "DataWarning",
+        "DeviceError",
+        "DeviceMemoryError",
         "ExtraMissing",
         "FastneuronError",
         "ModelFileError",

@@ -14,6 +14,7 @@ ACTIVATIONS = (
 LOSSES = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "poisson")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
+DEVICES = ("cpu", "cuda", "auto")
 DTYPES = ("float32", "float64")
 #: Variables that tell a BLAS its threads, before NumPy loads it.
 BLAS_THREADS = (

@@ -237,7 +237,11 @@ def _as_array(x: Any, name: str) -> Array:
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise DataError(f"{name} is a masked array with masked values: fill or drop them first")
     try:
+        if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+            return np.from_dlpack(x)
         return np.asarray(x)
+    except BufferError as error:
+        raise DataError(f"{name} is not handed over by its library: {error}") from None
     except (ValueError, TypeError) as error:
         raise DataError(f"{name} is no rectangular array of numbers: {error}") from None
 

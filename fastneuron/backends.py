@@ -10,26 +10,44 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from threading import RLock
 from typing import Any, NamedTuple
 
-from fastneuron.errors import BackendUnavailable, UnknownNameError
-from fastneuron.kernels import numba_cuda  # which imports no numba
+from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
 from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
+from fastneuron.kernels.device_card import Card, cards, driver_version
+from fastneuron.kernels.device_supply import supply
 from fastneuron.kernels.precision import check_precision
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.places import compiled_kernels
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["AUTO_ORDER", "NAMES", "Backend", "available", "current", "get", "use"]
+__all__ = [
+    "AUTO_ORDER",
+    "DEVICES",
+    "NAMES",
+    "Backend",
+    "Card",
+    "available",
+    "cards",
+    "current",
+    "device_kernels",
+    "driver_version",
+    "get",
+    "on_device",
+    "predicted",
+    "use",
+]
 
 #: Every backend name.
 NAMES = ("numpy", "numba", "cython", "cuda")
+#: What ``device=`` may be.
+DEVICES = ("cpu", "cuda", "auto")
 #: What "auto" tries: the first that runs, and need not compile first for too little work.
 AUTO_ORDER = ("numba", "cython", "numpy")
 #: Multiply-adds of training from which compiling Numba's kernels is repaid: half an hour of one
@@ -177,6 +195,74 @@ def get(name: str | Backend = "auto", dtype: str = "float32", work: float = 0.0)
     return _choices[key]
 
 
+def on_device(
+    device: str | None,
+    name: str | Backend = "auto",
+    dtype: str = "float32",
+    work: float = 0.0,
+    weigh: Callable[[Card], tuple[bool, str]] | None = None,
+) -> Backend:
+    """Return the backend that computes on `device`; `name`, `dtype` and `work` as in `get`.
+
+    Parameters
+    ----------
+    device : {None, "cpu", "cuda", "auto"}
+        None: wherever the backend does, which for "auto" is the CPU. "auto": on a card where
+        `weigh` says so; a backend that was asked for, or chosen by `use` or FASTNEURON_BACKEND,
+        keeps its place.
+    weigh : callable, optional
+        Card -> whether it is worth its start, and why.
+
+    Raises
+    ------
+    UnknownNameError, BackendUnavailable
+        As in `get`.
+    SpecError
+        Where the backend computes elsewhere.
+    """
+    if device is not None and device not in DEVICES:
+        raise UnknownNameError(f"unknown device {device!r} (known: {', '.join(DEVICES)})")
+    asked = name.name if isinstance(name, Backend) else name
+    if asked != "auto":
+        if device in ("cpu", "cuda") and asked in NAMES and _device_of(asked) != device:
+            raise SpecError(
+                f"device={device!r} and backend={asked!r} contradict each other: {asked} computes "
+                f"on the device {_device_of(asked)!r}; leave one of them out"
+            )
+        return get(name, dtype, work)
+    if device == "cuda":
+        if problem := _problem("cuda"):
+            raise BackendUnavailable(f"device='cuda': {problem}")
+        return _named("cuda", "asked for by device='cuda'")
+    if device == "cpu" and current() == "cuda":  # what is said here outdoes what is said elsewhere
+        return _own_choice(dtype, work >= WORK_TO_COMPILE)
+    chosen = get("auto", dtype, work)
+    if device != "auto" or current() != "auto":
+        return chosen
+    found = cards()
+    if _problem("cuda"):
+        why = f"CUDA cannot be used: {_problem('cuda')}"
+    elif not found or weigh is None:
+        why = "no card: the simulator is none" if not found else "the work is not known"
+    else:
+        pays, why = weigh(found[0])
+        if pays:
+            return _named("cuda", f"device auto: {why}")
+    return replace(chosen, reason=f"{chosen.reason}; device auto: {why}")
+
+
+def predicted(card: Card, **task: Any) -> tuple[bool, str]:
+    """Return whether a card would pay for a task, and why; see `kernels.device_cost.Task`."""
+    model = import_module("fastneuron.kernels.device_cost")
+    verdict = model.weigh(model.Task(**task), card)
+    return verdict.pays, verdict.why
+
+
+def device_kernels() -> str:
+    """Return whose kernels the backend "cuda" would run; nothing where none are installed."""
+    return supply().kernels
+
+
 def _own_choice(dtype: str, long: bool) -> Backend:
     order: tuple[str, ...] = AUTO_ORDER
     why = ""
@@ -245,7 +331,11 @@ def _named(name: str, reason: str) -> Backend:
 
 
 def _backend(name: str, reason: str = "") -> Backend:
-    return Backend(name, "cuda" if name == "cuda" else "cpu", reason)
+    return Backend(name, _device_of(name), reason)
+
+
+def _device_of(name: str) -> str:
+    return "cuda" if name == "cuda" else "cpu"
 
 
 def _overview() -> str:
@@ -263,7 +353,7 @@ def _problem(name: str) -> str:
     if name in _failed:
         return _failed[name]
     if name == "cuda":
-        return _cuda_engine()[1]
+        return supply().problem
     if name == "numba":
         return "" if find_spec("numba") else "numba is not installed (pip install numba)"
     try:
@@ -271,23 +361,6 @@ def _problem(name: str) -> str:
     except BackendUnavailable as error:
         return str(error)
     return ""
-
-
-def _cuda_engine() -> tuple[Callable[[], tuple[Any, Mapping[str, Slot]]], str]:
-    """Return what gives engine class and own slots for cards, and why none can run, or nothing.
-
-    Numba's, which has more kernels and no slots; without its package the compiled ones, where they
-    were built.
-    """
-    problem = numba_cuda.missing()
-    if not problem:
-        return lambda: (import_module("fastneuron.kernels.numba_cuda.engine").CudaEngine, {}), ""
-    # Imported here: a start without CUDA does without it.
-    from fastneuron.kernels import cython_cuda
-
-    if cython_cuda.missing():
-        return lambda: (None, {}), problem
-    return lambda: (cython_cuda.CythonCudaEngine, cython_cuda.slots()), ""
 
 
 def _load(name: str) -> _Parts:
@@ -314,10 +387,12 @@ def _import(name: str) -> _Parts:
         raise BackendUnavailable(problem)
     try:
         if name == "cuda":
-            device, given = _cuda_engine()[0]()
+            made = supply()
+            device = import_module(made.module)
+            given: Mapping[str, Slot] = device.slots() if hasattr(device, "slots") else {}
             slots = {**_load("numpy").slots, **given}
             origin = {slot: name if slot in given else "numpy" for slot in SLOTS}
-            return _Parts(slots, origin, device, True)
+            return _Parts(slots, origin, getattr(device, made.engine), True)
         module = import_module(f"fastneuron.kernels.{name}_cpu")
         own: Mapping[str, Slot] = module.SLOTS
         engine = getattr(module, f"{name.title()}Engine", None)

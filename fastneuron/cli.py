@@ -17,6 +17,7 @@ from typing import Any
 from fastneuron.arguments import (
     ACTIVATIONS,
     BACKENDS,
+    DEVICES,
     DTYPES,
     OPTIMIZERS,
     count,
@@ -111,7 +112,7 @@ def _explain(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from fastneuron.demo import run
 
-    run(options.backend, options.epochs, options.seed, options.threads)
+    run(options.backend, options.epochs, options.seed, options.threads, device=options.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -292,6 +293,10 @@ def _add_backend(parser: argparse._ActionsContainer) -> None:
 
 def _add_machine(parser: argparse._ActionsContainer) -> None:
     _add_backend(parser)
+    parser.add_argument(
+        "--device", choices=DEVICES, metavar="NAME",
+        help=f"where to compute: {', '.join(DEVICES)} (the CPU; auto weighs a card against it)",
+    )  # fmt: skip
     parser.add_argument(
         "--threads", type=count, metavar="N", help="(as fits the network); never changes a result"
     )

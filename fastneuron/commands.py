@@ -41,7 +41,9 @@ def train(options: argparse.Namespace) -> None:
     files.check_writable(options.out)
     if Path(options.out).exists() and not Path(options.out).is_file():
         raise ModelFileError(f"{options.out}: is a device or a pipe; a model needs a file")
-    backends.get(options.backend)  # what cannot run is said before the table is read
+    backends.on_device(
+        options.device, options.backend
+    )  # what cannot run is said before the table is read
     table = read_table(options.data)
     learn, watch = _split(table, options)
     preprocessing = Preprocessing.fit(
@@ -87,6 +89,7 @@ def train(options: argparse.Namespace) -> None:
         progress=talk,
         backend=options.backend,
         n_threads=options.threads,
+        device=options.device,
     )
     net.save(options.out, preprocessing=preprocessing.to_json())
     result = _result(net, preprocessing, X, y, learn, watch, history)

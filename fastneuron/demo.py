@@ -10,8 +10,9 @@ from textwrap import wrap
 
 import numpy as np
 
-from fastneuron import backends
+from fastneuron.choice import chosen as chosen_backend
 from fastneuron.datasets import Dataset, load_digits, stratified_split
+from fastneuron.losses import LOSSES
 from fastneuron.network import Sequential, mlp
 from fastneuron.optimizers import AdamW
 from fastneuron.reports import table
@@ -134,10 +135,14 @@ def run(
     seed: int = 0,
     n_threads: int | None = None,
     say: Callable[[str], object] = print,
+    *,
+    device: str | None = None,
 ) -> None:
     """Run the demo and report through `say`, a line a call, none longer than 80 characters."""
-    chosen = backends.get(backend)
     data, held_out = prepare(seed)
+    net = mlp(list(SIZES), seed=seed)
+    task = net.spec, LOSSES["cross_entropy"], AdamW(), BATCH_SIZE, n_threads
+    chosen = chosen_backend(*task, backend, device, data.X, epochs)
     say(
         f"Handwritten digits, 8 x 8 pixels: {len(data.y):,} to learn from, "
         f"{len(held_out.y)} held out"

@@ -11,17 +11,15 @@ from fastneuron import backends
 from fastneuron.errors import NonFiniteError
 from fastneuron.kernels.contract import Array, Parameters, Statistics, Status
 from fastneuron.layers import Dense, Layer
+from fastneuron.parameters import ParameterStore
 from fastneuron.spec import NetworkSpec
 
 
 def diverged(
-    spec: NetworkSpec,
-    parameters: Parameters,
-    statistics: Statistics,
+    store: ParameterStore,
     status: Status,
     x: Array | None,
     scalars: NDArray[np.float64],
-    *,
     epoch: int,
     step: int,
     learning_rate: float,
@@ -30,7 +28,7 @@ def diverged(
 
     Parameters
     ----------
-    spec, parameters, statistics
+    store : ParameterStore
         The network as it was before the step.
     status : Status
     x : (B, I) or None
@@ -40,6 +38,7 @@ def diverged(
     epoch, step, learning_rate
         See `NonFiniteError`.
     """
+    spec, parameters, statistics = store.spec, store.pull(), store.pull_statistics()
     layer = None if x is None else first_not_finite(spec, parameters, statistics, x, scalars)
     what = "loss" if status == Status.LOSS_NOT_FINITE else "gradient"
     if layer is not None:

@@ -6,6 +6,8 @@ __all__ = [
     "BackendUnavailable",
     "DataError",
     "DataWarning",
+    "DeviceError",
+    "DeviceMemoryError",
     "ExtraMissing",
     "FastneuronError",
     "ModelFileError",
@@ -37,6 +39,24 @@ class ModelFileError(FastneuronError, ValueError):
 
 class BackendUnavailable(FastneuronError, RuntimeError):
     """A backend exists by name but cannot run here; the message is the reason."""
+
+
+class DeviceError(FastneuronError, RuntimeError):
+    """A device failed; the network's parameters on the host are whole.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether the state on the device is that after the last whole step, too.
+    """
+
+    def __init__(self, message: str, *, whole: bool = False) -> None:
+        super().__init__(message)
+        self.whole = whole
+
+
+class DeviceMemoryError(DeviceError, MemoryError):
+    """A device has too little memory for what was asked of it."""
 
 
 class ExtraMissing(FastneuronError, ImportError):

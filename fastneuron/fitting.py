@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron import backends, initial
+from fastneuron import initial
 from fastneuron.arrays import Array, as_class_weights, as_weights
 from fastneuron.callbacks import CallbackLike, EarlyStopping, FitState, chunk_end_of, epoch_end_of
+from fastneuron.choice import chosen
 from fastneuron.chunks import Chunk, Network
+from fastneuron.descriptions import checked_count
 from fastneuron.errors import DataError, SpecError
 from fastneuron.kernels.contract import Parameters, Statistics
 from fastneuron.losses import LOSSES, Loss
-from fastneuron.optimizers import Optimizer
+from fastneuron.optimizers import Optimizer, as_optimizer
 from fastneuron.parameters import ParameterStore
+from fastneuron.threads import requested_threads
 from fastneuron.trainer import Trainer
 
 __all__ = ["History", "fit"]
@@ -96,6 +99,7 @@ def fit(
     backend: str = "auto",
     n_threads: int | None = None,
     seed: int | None = None,
+    device: str | None = None,
 ) -> History:
     """Train a network in place and return the history.
 
@@ -129,6 +133,10 @@ def fit(
         Multiplies the rows' weights; "balanced" gives each class the same sum.
     backend, n_threads, seed
         See `Trainer`. With a seed, the data order starts anew with each fit.
+    device : {None, "cpu", "cuda", "auto"}
+        See `Trainer`. "auto" weighs the whole training: what it takes to bring the data to a card
+        and to compile the kernels, and its steps, against the CPU's; a card must be predicted to
+        take at most half of the time, since nobody has measured the card that is there.
 
     Raises
     ------
@@ -136,14 +144,20 @@ def fit(
         Where something given is wrong; nothing is changed.
     NonFiniteError
         Where training diverges. The parameters are those of the last whole step.
+    DeviceError
+        Where a device fails or has too little memory; the message says which step's parameters
+        the network has.
     KeyboardInterrupt
         On Ctrl-C, within half a second; likewise.
     """
     start = time.perf_counter()
     if loss is None:
         raise SpecError(f"fit needs a loss: loss=... one of {', '.join(LOSSES)}")
-    chosen = backends.get(backend, net.spec.dtype, _work(net, X, epochs))
-    trainer = Trainer(net, loss, optimizer, batch_size, chosen, n_threads, seed)
+    entry = loss if isinstance(loss, Loss) else LOSSES[loss]
+    rule, threads = as_optimizer(optimizer), requested_threads(n_threads)
+    asked = net.spec, entry, rule, checked_count("fit", "batch_size", batch_size), threads
+    found = chosen(*asked, backend, device, X, checked_count("fit", "epochs", epochs))
+    trainer = Trainer(net, entry, rule, batch_size, found, threads, seed)
     store = net.parameters
     if seed is None:
         trainer.epoch_count = store.epochs
@@ -161,7 +175,7 @@ def fit(
     stopped_epoch = None
     begins = initial.wants_prior(store)
     if begins and trainer.loss is not None:
-        initial.set_prior(store, trainer.loss, train[1], train[2])
+        initial.set_prior(store, trainer.loss, trainer.on_host(train[1]), train[2])
     try:
         with _bar(progress, epochs * records.steps_per_epoch) as bar:
             for chunk in trainer.chunks(*train, epochs, shuffle, span=not watched):
@@ -284,14 +298,6 @@ class _Stopping:
         return state.epoch - self.best_epoch >= self._rule.patience
 
 
-def _work(net: Network, X: Any, epochs: int) -> float:
-    """Return the multiply-adds that a fit will take; 0 where it will be refused."""
-    try:
-        return float(net.spec.multiply_adds) * len(X) * epochs
-    except TypeError:
-        return 0.0
-
-
 def _split_rows(
     trainer: Trainer,
     X: Any,
@@ -318,6 +324,11 @@ def _split_rows(
         except DataError as error:
             raise DataError(f"validation_data: {error}") from None
     elif validation_split:
+        if not (isinstance(x, np.ndarray) and isinstance(targets, np.ndarray)):
+            raise SpecError(
+                "validation_split takes rows out of arrays on the host: split those on a device "
+                "yourself, and give validation_data"
+            )
         n = len(x)
         n_out = max(1, round(n * validation_split))
         if n_out >= n:
@@ -344,6 +355,7 @@ def _mean_one(weight: Array) -> Array:
 def _class_shares(trainer: Trainer, targets: Array) -> tuple[Array, int]:
     """Return class numbers (n,) or each row's shares of the classes (n, C), and C."""
     kind = trainer.loss.targets if trainer.loss else ""
+    targets = trainer.on_host(targets)
     if kind == "classes":
         return targets, trainer.spec.out_features
     if kind == "binary" and targets.shape[1] == 1:

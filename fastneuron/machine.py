@@ -23,7 +23,7 @@ VECTOR_FEATURES = (
     "AVX512_BF16", "AVX512_SPR", "NEON", "NEON_FP16", "ASIMD", "ASIMDDP", "ASIMDFHM", "SVE",
     "VSX", "VSX2", "VSX3", "VX", "VXE", "RVV", "LSX",
 )  # fmt: skip
-PACKAGES = ("numpy", "numba", "llvmlite", "safetensors", "tqdm")
+PACKAGES = ("numpy", "numba", "llvmlite", "numba-cuda", "safetensors", "tqdm")
 DTYPES = ("float32", "float64")
 VARIABLES = (
     "FASTNEURON_BACKEND",
@@ -47,6 +47,7 @@ def describe() -> dict[str, Any]:
         "cores": {"usable": usable_cores(), "present": os.cpu_count()},
         "threads": _threads(),
         "backends": _backends(),
+        "cuda": _cuda(),
         "cache": _cache(),
         "kernels": _kernels(),
         "environment": {name: os.environ.get(name) for name in VARIABLES},
@@ -105,6 +106,29 @@ def _backends() -> dict[str, Any]:
         if name == "cython" and isinstance(backend, backends.Backend):
             found[name]["instruction_set"] = backend.instruction_set
     return found
+
+
+def _cuda() -> dict[str, Any]:
+    """Return the driver, the cards and whose kernels would run on them."""
+    return {
+        "driver": backends.driver_version() or None,
+        "cards": [
+            {**card._asdict(), "capability": ".".join(map(str, card.capability))}
+            for card in backends.cards()
+        ],
+        "kernels": backends.device_kernels() or None,
+    }
+
+
+def _cuda_state(cuda: dict[str, Any]) -> str:
+    driver = f"driver for CUDA {cuda['driver']}" if cuda["driver"] else "no driver"
+    cards = [
+        f"{card['name']} ({card['capability']}, {card['memory'] / 2**30:.1f} GiB, "
+        f"{card['multiprocessors']} multiprocessors)"
+        for card in cuda["cards"]
+    ]
+    kernels = f"kernels by {cuda['kernels']}" if cuda["kernels"] else "no kernels installed"
+    return "; ".join([driver, ", ".join(cards) or "no card", kernels])
 
 
 def _cache() -> dict[str, Any]:
@@ -168,6 +192,7 @@ def report(found: dict[str, Any]) -> list[str]:
             if "instruction_set" in backend:
                 state += f", instruction set {backend['instruction_set']}"
             items.append((f"  {name}", state))
+    items.append(("devices", _cuda_state(found["cuda"])))
     for name, value in found["environment"].items():
         items.append(("variable", f"{name} is {'not set' if value is None else repr(value)}"))
     lines: list[str] = []

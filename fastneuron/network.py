@@ -15,6 +15,7 @@ from fastneuron import backends, diagnostics, files, fitting, initial
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_finite_rows
 from fastneuron.descriptions import checked_number
+from fastneuron.device_arrays import as_device_rows, device_array
 from fastneuron.elision import ELISION
 from fastneuron.errors import DataError, SpecError
 from fastneuron.folding import folded
@@ -97,15 +98,23 @@ class Sequential:
     def forward(self, X: Any) -> Array:
         """Return the output (n, out_features) for X (n, in_features): logits, rates' logs, values.
 
+        Rows that lie on a CUDA device are asked there, and a `DeviceArray` comes back; whether
+        they are finite is not looked at.
+
         Raises
         ------
         DataError
             Where X is not two-dimensional, has the wrong width, or holds NaN or infinity.
         """
+        name = ""
         if not fits_finite_rows(X, self._features, self._dtype):
-            X = as_rows(X, "X", self._dtype, self._features)
+            found = device_array(X, "X")
+            if found is None:
+                X = as_rows(X, "X", self._dtype, self._features)
+            else:
+                X, name = as_device_rows(found, "X", self._dtype, self._features), "cuda"
         with self.parameters.lock:
-            return self._live().answer(X)
+            return self._live(name).answer(X)
 
     def predict(self, X: Any) -> Array:
         """Return predictions by the loss trained for.
@@ -258,14 +267,14 @@ class Sequential:
         self._inference: LiveEngine | None = None
         self._inference_name = ""
 
-    def _live(self) -> LiveEngine:
+    def _live(self, name: str = "") -> LiveEngine:
         """Return the engine to ask: a trainer's own where it is the newest, else one for asking."""
         owner = self.parameters.owner
-        name = backends.current()
+        name = name or backends.current()
         if owner is not None and name in ("auto", owner.backend):
             return owner
         if self._inference is None or self._inference_name != name:
-            backend = backends.get(dtype=self.spec.dtype)
+            backend = backends.get(name, self.spec.dtype)
             make = partial(backend.engine, self.spec)
             self._inference = LiveEngine(self.parameters, make, backend.name)
             self._inference_name = name

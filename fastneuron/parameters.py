@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from fastneuron.arrays import as_rows
-from fastneuron.errors import DataError, SpecError
+from fastneuron.errors import DataError, DeviceError, SpecError
 from fastneuron.interrupts import HeldInterrupts
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics
 from fastneuron.spec import NetworkSpec, bias_is_redundant
@@ -86,10 +86,14 @@ class ParameterStore:
         with self.lock:
             owner = self.owner
             if owner is not None:
-                self._arrays = owner.engine.export()
-                self._statistics = owner.engine.export_statistics()
+                try:
+                    arrays, statistics = owner.engine.export(), owner.engine.export_statistics()
+                except DeviceError as error:
+                    raise owner.failed(error) from error
+                self._arrays, self._statistics = arrays, statistics
                 self.version += 1
                 owner.version = self.version
+                owner.note_kept()
                 self.owner = None
             return self._arrays
 
@@ -241,18 +245,34 @@ class LiveEngine:
         Returns a new engine.
     backend : str
         Name of the engine's backend.
+    count : callable, optional
+        Returns the steps that the engine has done.
 
     Attributes
     ----------
     engine : Engine
+        Made at its first use after a device failed.
+    kept : int
+        Steps done when the parameters on the host were last those of the engine.
+    lost : bool
+        Whether the device failed since: steps after `kept` are gone.
     proven : bool
         Whether it has trained: the first training call of an engine may compile.
     """
 
-    def __init__(self, store: ParameterStore, make: Callable[[], Engine], backend: str) -> None:
+    def __init__(
+        self,
+        store: ParameterStore,
+        make: Callable[[], Engine],
+        backend: str,
+        count: Callable[[], int] = int,
+    ) -> None:
         self.store = store
         self.backend = backend
         self.engine = make()
+        self.kept = 0
+        self.lost = False
+        self._count = count
         self.version = -1
         self.proven = False
         self._make = make
@@ -275,8 +295,43 @@ class LiveEngine:
     def claim(self) -> bool:
         """`refresh`, then own the newest parameters: the engine is about to change them."""
         loaded = self.refresh()
+        if self.store.owner is not self:
+            self.note_kept()
         self.store.owner = self
         return loaded
+
+    def note_kept(self) -> None:
+        """Note that the host's parameters are those after the steps done so far."""
+        self.kept = self._count()
+
+    def failed(self, error: DeviceError) -> DeviceError:
+        """Take in that the device failed; return the error that says what the host has.
+
+        Where the device's state is whole nothing is lost. Else the engine is given up, and the
+        parameters are those that were last brought to the host.
+        """
+        steps = self._count()
+        if error.whole:
+            return type(error)(f"{error}. Nothing is lost: {steps} steps were done", whole=True)
+        store = self.store
+        owned = store.owner is self
+        if owned:
+            store.owner = None
+        self.version = -1
+        self.proven = False
+        self.lost = owned
+        self.engine = cast(Engine, _Gone(self))
+        if not owned:
+            return error
+        return type(error)(
+            f"{error}. The parameters are those after step {self.kept} of {steps}, the last that "
+            "were brought to the host; a training that goes on starts the optimizer's moments anew"
+        )
+
+    def remake(self) -> Engine:
+        """Make the engine anew, after a device failed."""
+        self.engine = self._make()
+        return self.engine
 
     def guarded_run(self, *arguments: Any) -> Outcome:
         """`Engine.run`, so that Ctrl-C leaves whole steps; `release` must follow."""
@@ -285,6 +340,13 @@ class LiveEngine:
     def guarded_update(self, *arguments: Any) -> tuple[Array, Outcome]:
         """`Engine.update`, so that Ctrl-C leaves whole steps; `release` must follow."""
         return self._guarded(self.engine.update, arguments)
+
+    def asked(self, work: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a method of the engine that changes no parameters."""
+        try:
+            return work(*arguments)
+        except DeviceError as error:
+            raise self.failed(error) from error
 
     def release(self) -> None:
         """Raise a Ctrl-C that was held back, once the caller's books are in order."""
@@ -296,15 +358,18 @@ class LiveEngine:
         The first call may compile for seconds: Ctrl-C cuts it short, and what it did is undone.
         Later calls are short: Ctrl-C waits for their end.
         """
-        if self.proven:
-            with self._held:
-                return work(*arguments)
         try:
+            if self.proven:
+                with self._held:
+                    return work(*arguments)
             result = work(*arguments)
+        except DeviceError as error:
+            raise self.failed(error) from error
         except BaseException:
-            self.engine = self._make()
-            self.version = -1
-            self.store.owner = None  # its arrays are those that the engine had begun with
+            if not self.proven:
+                self.engine = self._make()
+                self.version = -1
+                self.store.owner = None  # its arrays are those that the engine had begun with
             raise
         self.proven = True
         return result
@@ -321,9 +386,19 @@ class LiveEngine:
         if store.owner is not self and (store.owner is not None or store.version != self.version):
             self.refresh()
         n, block = len(x), self._block
-        if n <= block:
-            return self.engine.forward(x)
+        if n <= block or self.engine.takes_device_arrays:  # which bounds its memory itself
+            return self.asked(self.engine.forward, x)
         out = np.empty((n, self.store.spec.sizes[-1]), x.dtype)
         for start in range(0, n, block):
             out[start : start + block] = self.engine.forward(x[start : start + block])
         return out
+
+
+class _Gone:
+    """Stands where an engine's device failed: the first use makes a new one."""
+
+    def __init__(self, live: LiveEngine) -> None:
+        self._live = live
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._live.remake(), name)

@@ -9,7 +9,7 @@ from typing import Any
 # What is shown first, and beside which value its reason stands. An engine may say more, which is
 # shown after these.
 _REASONS = {"backend": "reason", "threads": "why"}
-_FIRST = ("backend", "threads", "batch_size", "n_parameters", "phases", "parts", "tiles")
+_FIRST = ("backend", "threads", "device", "batch_size", "n_parameters", "phases", "parts", "tiles")
 # Parts of names that tell a unit of time, in seconds.
 _UNITS = {"seconds": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 _UNIT = re.compile(rf"_({'|'.join(_UNITS)})(?=_|$)")
@@ -18,7 +18,7 @@ _UNIT = re.compile(rf"_({'|'.join(_UNITS)})(?=_|$)")
 class Plan(Mapping[str, Any]):
     """A read-only mapping that prints as aligned lines: what `Trainer.plan` returns.
 
-    Every backend says ``backend``, ``reason``, ``threads``, ``why``, ``batch_size``,
+    Every backend says ``backend``, ``reason``, ``device``, ``threads``, ``why``, ``batch_size``,
     ``n_parameters`` and ``phases``. One with a cost model predicts a training step from its shapes
     and adds, among others:
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron import backends
-from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_rows, fits_targets
+from fastneuron.arrays import Array, fits_rows, fits_targets
+from fastneuron.choice import chosen
 from fastneuron.chunks import Chunk, Network, Pace
 from fastneuron.descriptions import checked_count
 from fastneuron.divergence import diverged
 from fastneuron.errors import DataError, SpecError
-from fastneuron.kernels.contract import Engine, Parameters, Status
+from fastneuron.intake import Intake
+from fastneuron.kernels.contract import Parameters, Status
 from fastneuron.keys import StepKeys
 from fastneuron.layers import Dropout
 from fastneuron.losses import LOSSES, Loss
@@ -44,11 +47,15 @@ class Trainer:
     batch_size : int
         Rows of a step of `run`; `step` takes whatever comes.
     backend : str or Backend
-        "auto", "numba", "cython" or "numpy"; see `fastneuron.backends`.
+        "auto", "numba", "cython", "numpy" or "cuda"; see `fastneuron.backends`.
     n_threads : int, optional
         Left out, FASTNEURON_NUM_THREADS, else the engine's own choice. Never changes a result.
     seed : int, optional
         Decides the data order. Left out, the network's.
+    device : {None, "cpu", "cuda", "auto"}
+        Left out, the CPU, unless the backend is "cuda". "auto": a card that is predicted to take
+        half of the CPU's time or less for a step and its data; ``backend.reason`` says why. On a
+        device every array may be one that lies there: see `DeviceArray`.
 
     Attributes
     ----------
@@ -61,6 +68,8 @@ class Trainer:
     ------
     UnknownNameError, BackendUnavailable
         Where a name is in no table, or the backend cannot run here; the message says what can.
+    SpecError
+        Where backend and device contradict each other.
     """
 
     def __init__(
@@ -72,14 +81,17 @@ class Trainer:
         backend: str | backends.Backend = "auto",
         n_threads: int | None = None,
         seed: int | None = None,
+        device: str | None = None,
     ) -> None:
         self.net = net
         self.spec = net.spec
         self.loss = loss if isinstance(loss, Loss) or loss is None else LOSSES[loss]
         self.optimizer = as_optimizer(optimizer)
         self.batch_size = checked_count("Trainer", "batch_size", batch_size)
-        self.backend = backends.get(backend, self.spec.dtype)
         self.n_threads = requested_threads(n_threads)
+        self.backend = chosen(
+            self.spec, self.loss, self.optimizer, self.batch_size, self.n_threads, backend, device
+        )
         self.seed = net.seed if seed is None else checked_seed(seed)
         self.step_count = 0
         self.epoch_count = 0
@@ -88,10 +100,15 @@ class Trainer:
         self._features = self.spec.in_features
         self._outputs = self.spec.out_features
         self._kind = self.loss.targets if self.loss else None
-        self._live = LiveEngine(self._store, self._new_engine, self.backend.name)
+        engine = partial(self.backend.engine, n_threads=self.n_threads, batch_size=self.batch_size)
+        make = partial(engine, self.spec, self.loss, self.optimizer)
+        self._live = LiveEngine(self._store, make, self.backend.name, lambda: self.step_count)
         self._rates = Rates(self.optimizer)
-        # The reference engine runs Python within a step, where Ctrl-C could cut it in two.
-        self._guard_steps = self.backend.name == "numpy" or not self.backend.has_engine
+        self._on_device = self.backend.device != "cpu"
+        self._intake = Intake(self._live, self._on_device)
+        # Engines that run Python within a step, where Ctrl-C could cut it in two.
+        slow = self.backend.name == "numpy" or not self.backend.has_engine
+        self._guard_steps = slow or self._on_device
         # Until the first step: then they have their keys.
         self._draws = any(isinstance(layer, Dropout) for layer in self.spec.layers)
         self._kept = 0  # rows of the last `forward`, 0 where `update` has none to work on
@@ -130,13 +147,13 @@ class Trainer:
         kind = self._kind or self._need_loss().targets
         features, outputs, dtype = self._features, self._outputs, self._dtype
         if not fits_rows(x, features, dtype):
-            x = as_rows(x, "x", dtype, features)
+            x = self._intake.rows(x, "x")
         n = len(x)
         if not fits_targets(y, kind, n, outputs, dtype):
-            y = as_targets(y, kind, n, outputs, dtype)
-        weight = None if sample_weight is None else as_weights(sample_weight, n, dtype)
+            y = self._intake.targets(y, kind, n)
+        weight = self._intake.weights(sample_weight, n)
         if n < 2:
-            self._check_rows(n)
+            self._intake.check_batch(n)
         store, live = self._store, self._live
         with store.lock:
             if store.owner is not live:
@@ -152,12 +169,16 @@ class Trainer:
             row = self._rates.row(step)
             outcome = run(x, y, weight, self._order, self._bounds, row, self._losses)
             if outcome.status:
-                as_rows(x, "x", dtype)
+                x = self._intake.accused(x, "x")
                 if y.ndim == 2:
-                    as_rows(y, "y", dtype)
-                self._diverged(outcome.status, x, row[0], self._rates.rate(step), 0)
+                    self._intake.accused(y, "y")
+                rate = self._rates.rate(step)
+                raise diverged(store, outcome.status, x, row[0], 0, step, rate)
             self.step_count = step + 1
             loss = self._losses.item(0)
+            if self._on_device:
+                self._intake.let_go()
+                self._intake.keep()
         if self._guard_steps:
             live.release()
         return loss
@@ -210,11 +231,11 @@ class Trainer:
 
         It is the output in training: normalised by this batch, with numbers dropped.
         """
-        x = as_rows(x, "x", self._dtype, self.spec.in_features)
-        self._check_rows(len(x))
+        x = self._intake.rows(x, "x")
+        self._intake.check_batch(len(x))
         with self._store.lock:
             self._live.refresh()
-            out = self._live.engine.forward_keep(x, self._next_row())
+            out = self._live.asked(self._live.engine.forward_keep, x, self._next_row())
             self._kept = len(x)
         return out
 
@@ -235,7 +256,7 @@ class Trainer:
             raise DataError("update(dout) needs a forward(x) just before it, for the same rows")
         rows = dout
         if not fits_rows(dout, self._outputs, self._dtype):
-            rows = as_rows(dout, "dout", self._dtype, self._outputs)
+            rows = self._intake.rows(dout, "dout", self._outputs)
         if len(rows) != self._kept:
             raise DataError(
                 f"dout has shape {rows.shape}, but forward(x) gave "
@@ -248,9 +269,12 @@ class Trainer:
             row = self._next_row()[0]
             dx, outcome = self._live.guarded_update(rows, row)
             if outcome.status:
-                as_rows(rows, "dout", self._dtype)
-                self._diverged(outcome.status, None, row, self._rates.rate(self.step_count), 0)
+                self._intake.accused(rows, "dout")
+                step = self.step_count
+                rate = self._rates.rate(step)
+                raise diverged(self._store, outcome.status, None, row, 0, step, rate)
             self.step_count += 1
+            self._intake.keep()
         self._live.release()
         return dx
 
@@ -260,15 +284,18 @@ class Trainer:
         They are the next step's: with its dropped numbers. What is not trained has gradient zero.
         """
         x, y, weight = self.checked(x, y, sample_weight)
-        self._check_rows(len(x))
+        self._intake.check_batch(len(x))
         with self._store.lock:
             self._live.refresh()
             self._kept = 0
             row = self._next_row()
-            loss, gradients = self._live.engine.gradients(x, y, weight, row)
+            asked = self._live.engine.gradients, x, y, weight, row
+            loss, gradients = self._live.asked(*asked)
             if not np.isfinite(loss):
-                rate = self._rates.rate(self.step_count)
-                self._diverged(Status.LOSS_NOT_FINITE, x, row[0], rate, 0)
+                x = self._intake.on_host(x)
+                step, status = self.step_count, Status.LOSS_NOT_FINITE
+                rate = self._rates.rate(step)
+                raise diverged(self._store, status, x, row[0], 0, step, rate)
         return loss, gradients
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -277,7 +304,8 @@ class Trainer:
 
     def mean_loss(self, x: Array, y: Array, weight: Array | None) -> float:
         """Do what `evaluate` does, on what `checked` returns."""
-        return self._need_loss().mean(self._live.forward(x), y, weight)
+        out = self._intake.on_host(self._live.forward(x))
+        return self._need_loss().mean(out, self._intake.on_host(y), weight)
 
     def observe(self, metric: float) -> None:
         """Feed the metric (lower is better) that a `Plateau` schedule watches; `fit` does it."""
@@ -293,18 +321,21 @@ class Trainer:
             self._live.engine.plan(),
             backend=self.backend.name,
             reason=self.backend.reason,
+            device=self.backend.device,
             batch_size=self.batch_size,
             n_parameters=self.spec.n_parameters,
         )
 
     def checked(self, X: Any, y: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
         """Return data as engines take it; `chunks` wants it so."""
-        loss = self._need_loss()
-        x = as_rows(X, "X", self._dtype, self.spec.in_features)
-        targets = as_targets(y, loss.targets, len(x), self.spec.out_features, self._dtype)
-        if sample_weight is None:
-            return x, targets, None
-        return x, targets, as_weights(sample_weight, len(x), self._dtype)
+        kind = self._need_loss().targets
+        x = self._intake.rows(X, "X")
+        targets = self._intake.targets(y, kind, len(x))
+        return x, targets, self._intake.weights(sample_weight, len(x))
+
+    def on_host(self, array: Any) -> Array:
+        """Return what `checked` returned as a NumPy array, copied where it lies on the device."""
+        return self._intake.on_host(array)
 
     def chunks(
         self,
@@ -329,7 +360,7 @@ class Trainer:
             Python at every epoch. False where something must happen at each epoch's end.
         """
         epochs = checked_count("run", "epochs", epochs)
-        self._check_rows(min(len(x), self.batch_size))
+        self._intake.check_batch(min(len(x), self.batch_size))
         if self._draws:
             self._begin_keys()
         batches = Batches(
@@ -345,9 +376,12 @@ class Trainer:
         horizon = Horizon(
             self.step_count + epochs * batches.steps_per_epoch, batches.steps_per_epoch
         )
-        while (part := batches.take(self._pace.steps)) is not None:
-            self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
-            yield self._chunk(x, y, weight, part, horizon)
+        try:
+            while (part := batches.take(self._pace.steps)) is not None:
+                self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
+                yield self._chunk(x, y, weight, part, horizon)
+        finally:
+            self._intake.let_go()
 
     def _chunk(
         self, x: Array, y: Array, weight: Array | None, part: Part, horizon: Horizon
@@ -362,15 +396,18 @@ class Trainer:
             if self._store.owner is not self._live:
                 self._claim()
             self._kept = 0
+            self._intake.hold(x, y, weight)
             start = time.perf_counter()
             outcome = self._live.guarded_run(x, y, weight, order, bounds, scalars, losses)
             seconds = time.perf_counter() - start
             self.step_count += outcome.steps
             if outcome.status:
                 s = outcome.steps
-                failed = x[order[bounds[s] : bounds[s + 1]]]
+                failed = self._intake.on_host(x)[order[bounds[s] : bounds[s + 1]]]
                 epoch = part.epoch + s * part.whole_epochs // steps
-                self._diverged(outcome.status, failed, scalars[s], float(rates[s]), epoch)
+                where = epoch, self.step_count, float(rates[s])
+                raise diverged(self._store, outcome.status, failed, scalars[s], *where)
+            self._intake.keep()
         self._pace.note(steps, seconds)
         self._live.release()
         return Chunk(part, losses, float(rates[-1]), seconds)
@@ -386,24 +423,10 @@ class Trainer:
         self._rates.use_keys(StepKeys(self.seed, self.epoch_count))
         self._draws = False
 
-    def _check_rows(self, rows: int) -> None:
-        """Refuse batches of one row where rows are normalised by their batch."""
-        if rows < 2 and self.spec.uses_batch:
-            raise DataError(
-                "BatchNorm needs batches of 2 rows or more to train: one row has no variance. Give "
-                "more rows, use LayerNorm, or BatchNorm(trainable=False)"
-            )
-
-    def _new_engine(self) -> Engine:
-        return self.backend.engine(
-            self.spec,
-            self.loss,
-            self.optimizer,
-            n_threads=self.n_threads,
-            batch_size=self.batch_size,
-        )
-
     def _claim(self) -> None:
+        if self._live.lost:  # with the device went the steps since
+            self.step_count = self._live.kept
+            self._live.lost = False
         self._live.claim()
         if self.loss is not None:
             self._store.loss = self.loss.name
@@ -415,23 +438,3 @@ class Trainer:
                 f"from {', '.join(LOSSES)}; or use forward(x) and update(dout)"
             )
         return self.loss
-
-    def _diverged(
-        self,
-        status: Status,
-        x: Array | None,
-        scalars: NDArray[np.float64],
-        rate: float,
-        epoch: int,
-    ) -> NoReturn:
-        raise diverged(
-            self.spec,
-            self._store.pull(),
-            self._store.pull_statistics(),
-            status,
-            x,
-            scalars,
-            epoch=epoch,
-            step=self.step_count,
-            learning_rate=rate,
-        )

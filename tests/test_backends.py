@@ -10,6 +10,7 @@ from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, UnknownNameError
 from fastneuron.kernels import cython_cuda, numba_cuda
 from fastneuron.kernels.contract import SLOTS, Engine
+from fastneuron.kernels.device_supply import Supply
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import SGD
@@ -25,9 +26,9 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without what CUDA needs, whatever this one has."""
-    monkeypatch.setattr(numba_cuda, "missing", lambda: "no NVIDIA card is visible")
-    monkeypatch.setattr(backends, "_loaded", {})
-    monkeypatch.setattr(backends, "_failed", {})
+    monkeypatch.setattr(backends, "supply", lambda: Supply("", "", "no NVIDIA card is visible"))
+    monkeypatch.delitem(backends._loaded, "cuda", raising=False)
+    monkeypatch.delitem(backends._failed, "cuda", raising=False)
 
 
 def test_all_backends_are_listed_with_reasons(no_card: None) -> None:

@@ -21,7 +21,6 @@ from fastneuron.cli import main
 from fastneuron.datasets import load_digits, make_linear
 from fastneuron.elision import Elision
 from fastneuron.initializers import BIAS_INITIALIZERS
-from fastneuron.kernels import numba_cuda
 from fastneuron.optimizers import OPTIMIZERS
 
 #: The reference backend starts at once; what the others compute is tested elsewhere.
@@ -382,10 +381,15 @@ def test_predictions_go_into_a_pipe_and_do_not_replace_it(
 def test_a_backend_that_cannot_run_says_why(
     flowers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if not (problem := numba_cuda.missing()):
+    problem = backends.available()["cuda"]
+    if isinstance(problem, backends.Backend):
         pytest.skip("there is a card here, so every backend may run")
     arguments = ["train", flowers, "--target", "species", "--out", tmp_path / "m"]
-    assert problem in fails(capsys, *arguments, "--backend", "cuda")
+    assert str(problem) in fails(capsys, *arguments, "--backend", "cuda")
+    line = fails(capsys, *arguments, "--device", "cuda")
+    assert line == f"fastneuron: device='cuda': {problem}\n"
+    line = fails(capsys, *arguments, "--device", "cuda", "--backend", "numpy")
+    assert "contradict each other" in line
 
 
 def test_divergence_is_one_line(

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "fastneuron"
 
 #: The rooms of each floor, from the ground up; rooms of one floor do not see each other.
 HOUSE = (
-    ("errors", "places", "interrupts", "plans", "arguments"),
-    ("registry", "order"),
+    ("errors", "places", "interrupts", "plans", "arguments", "dlpack"),
+    ("registry", "order", "device_arrays"),
     ("descriptions", "threads", "arrays", "activations", "losses", "initializers"),
     ("schedules", "layers"),
     ("optimizers", "spec"),
@@ -36,7 +36,9 @@ HOUSE = (
         "kernels.cublaslt",
         "kernels.timed_choice",
         "kernels.precision",
+        "kernels.device_faults",
     ),
+    ("kernels.device_card",),
     (
         "kernels.estimate",
         "kernels.panel_slots",
@@ -44,12 +46,13 @@ HOUSE = (
         "kernels.fused_plan",
         "kernels.device_memory",
     ),
-    ("kernels.cost", "kernels.device_passes"),
+    ("kernels.cost", "kernels.device_passes", "kernels.device_slots"),
     ("kernels.explanation",),
     ("kernels.blocked",),
     ("kernels.numba_cpu", "kernels.cython_cpu", "kernels.numba_cuda", "kernels.cython_cuda"),
+    ("kernels.device_supply", "kernels.device_cost"),
     ("backends", "parameters", "elision", "folding", "summary"),
-    ("chunks", "divergence"),
+    ("chunks", "divergence", "intake", "choice"),
     ("callbacks", "files", "warmup", "health", "twins", "handles", "initial"),
     ("ops", "trainer"),
     ("fitting", "findings", "measurement"),

@@ -105,7 +105,17 @@ class Engine(ABC):
         None lets the engine decide from shapes alone. Results never depend on it.
     batch_size : int
         The batch that buffers are first sized for; they grow when a larger one comes.
+
+    Attributes
+    ----------
+    takes_device_arrays : bool
+        Whether rows, targets and dL/d(output) may be a `DeviceArray`; then results that belong to
+        rows are one too. Such an engine has ``fetch(array)``, which copies one to the host,
+        ``hold(x, y, weight)``, after which `run` finds these very arrays on the device, and
+        ``let_go()``, after which it holds no data. It raises `DeviceError` where the device fails.
     """
+
+    takes_device_arrays = False
 
     def __init__(
         self,

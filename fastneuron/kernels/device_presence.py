@@ -6,9 +6,14 @@ import ctypes
 import sys
 from functools import cache
 
-__all__ = ["missing_card", "missing_driver"]
+__all__ = ["missing_card", "missing_driver", "open_driver"]
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+def open_driver() -> ctypes.CDLL:
+    """Return NVIDIA's driver; an OSError where it is not installed."""
+    return ctypes.CDLL(_LIBRARY)
 
 
 def missing_driver() -> str:

@@ -200,7 +200,7 @@ class CudaEngine(Engine):
         rows = self._training_rows(count)
         if self._chunk.begin(scalars[None], new_keys=False):
             self._forget()
-        put(rows.d[-1], np.ascontiguousarray(dout).reshape(-1), self._stream)
+        self._take(rows.d[-1], dout)
         launches = self._passes.backward(rows, count, need_dx=True) + self._apply(rows, count)
         run_all(prepared(launches, self._stream))
         dx = self._get(rows.d[0], count, self.spec.in_features)
@@ -213,11 +213,10 @@ class CudaEngine(Engine):
         count = len(x)
         rows = self._training_rows(count)
         self._begin(scalars)
-        put(rows.a[0], np.ascontiguousarray(x).reshape(-1), self._stream)
-        target = rows.classes if y.ndim == 1 else rows.y
-        put(target, np.ascontiguousarray(y).reshape(-1), self._stream)
+        self._take(rows.a[0], x)
+        self._take(rows.classes if y.ndim == 1 else rows.y, y)
         if weight is not None:
-            put(rows.weight, np.ascontiguousarray(weight), self._stream)
+            self._take(rows.weight, weight)
         launches = self._passes.forward(rows, count)
         launches += self._loss(rows, count, weight is not None, y.ndim == 1)
         launches.append(self._mean_loss(rows, count))
@@ -377,7 +376,7 @@ class CudaEngine(Engine):
             self._forget()
 
     def _outputs(self, rows: Rows, x: Array) -> Array:
-        put(rows.a[0], np.ascontiguousarray(x).reshape(-1), self._stream)
+        self._take(rows.a[0], x)
         if rows.training:
             run_all(prepared(self._passes.forward(rows, len(x)), self._stream))
         else:
@@ -387,6 +386,10 @@ class CudaEngine(Engine):
                 self._predictions[len(x)] = prepared(self._predict(rows, len(x)), self._stream)
             run_all(self._predictions[len(x)])
         return self._get(rows.a[-1], len(x), self.spec.out_features)
+
+    def _take(self, vector: Any, array: Array) -> None:
+        """Copy an array to the start of a vector."""
+        put(vector, np.ascontiguousarray(array).reshape(-1), self._stream)
 
     def _predict(self, rows: Rows, count: int) -> list[Launch]:
         plan, threads = self._fused, self._blocks.threads
