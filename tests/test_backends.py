@@ -8,7 +8,7 @@ import pytest
 
 from fastneuron import backends
 from fastneuron.errors import BackendUnavailable, UnknownNameError
-from fastneuron.kernels import cython_cuda, numba_cuda
+from fastneuron.kernels import cython_cuda, device_supply, numba_cuda
 from fastneuron.kernels.contract import SLOTS, Engine
 from fastneuron.kernels.device_supply import Supply
 from fastneuron.layers import Dense
@@ -171,7 +171,9 @@ def test_use_ends_with_its_block_even_after_an_error() -> None:
 def test_without_numba_cuda_the_compiled_engine_is_taken(
     no_card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numba_cuda, "missing", lambda: "numba-cuda is not installed")
+    there = {"fastneuron.kernels._cython_cuda"}
+    monkeypatch.setattr(device_supply, "find_spec", lambda name: name in there or None)
+    monkeypatch.setattr(backends, "supply", device_supply.supply)
     monkeypatch.setattr(cython_cuda, "missing", lambda: "")
     monkeypatch.setattr(cython_cuda, "slots", lambda: {"mse": id})
     backend = backends.get("cuda")
@@ -179,5 +181,7 @@ def test_without_numba_cuda_the_compiled_engine_is_taken(
     assert (backend.slots["mse"], backend.origin["mse"]) == (id, "cuda")
     assert backend.origin["mae"] == "numpy"
     assert backends._import("cuda").engine is cython_cuda.CythonCudaEngine
-    monkeypatch.setattr(cython_cuda, "missing", lambda: "the extension is not there")
-    assert backends._cuda_engine()[1] == "numba-cuda is not installed"
+    monkeypatch.setattr(cython_cuda, "missing", lambda: "it was built for other tables")
+    assert device_supply.supply().problem == "it was built for other tables"
+    there.clear()
+    assert device_supply.supply().module == ""

@@ -24,29 +24,31 @@ class Supply(NamedTuple):
 
     Attributes
     ----------
-    module, engine : str
-        Where the engine's class is, and its name; nothing where no kernels are installed.
+    module : str
+        Where the engine's class is; nothing where no kernels are installed.
     kernels : str
         Whose kernels they are.
     problem : str
         One line: what is missing and how to get it; nothing where all is there.
+    engine : str
+        The name of the class.
     """
 
     module: str
-    engine: str
     kernels: str
     problem: str
+    engine: str = "CudaEngine"
 
 
 def supply() -> Supply:
     """Return who supplies the backend here."""
     if all(find_spec(package) for package in _PACKAGES):
-        return Supply(_RESIDENT, "CudaEngine", "numba-cuda", numba_cuda.missing())
+        return Supply(_RESIDENT, "numba-cuda", numba_cuda.missing())
     if find_spec(_EXTENSION):
         # Imported here: a start without CUDA does without it.
         from fastneuron.kernels import cython_cuda
 
-        return Supply(cython_cuda.__name__, "CythonCudaEngine", "compiled", cython_cuda.missing())
+        return Supply(cython_cuda.__name__, "compiled", cython_cuda.missing(), "CythonCudaEngine")
     # Both at once: who has no card need not install anything.
     problems = [missing_card(), numba_cuda.missing()]
-    return Supply("", "", "", "; ".join(problem for problem in problems if problem))
+    return Supply("", "", "; ".join(problem for problem in problems if problem))
