@@ -195,6 +195,15 @@ def test_losses_exact_on_integers(kernels: Kernels, name: str) -> None:
     np.testing.assert_array_equal(dout, weight[:, None] * loss.grad(out, y) / 16)
 
 
+def test_class_probabilities_need_not_sum_to_one(kernels: Kernels) -> None:
+    loss, out = LOSSES["cross_entropy"], drawn(1, "float32", 3, 5)
+    y = np.random.default_rng(2).uniform(0, 2, (3, 5)).astype(np.float32)
+    rows, dout = kernels.loss_rows(loss, out, y, None)
+    want_rows, want_dout, _ = loss_of_batch(loss, exact(out), y, None, Precision.of("float32"))
+    assert_within(rows, want_rows, "rows")
+    assert_within(dout, want_dout, "gradient")
+
+
 def test_losses_at_the_ends(kernels: Kernels) -> None:
     """Logits that would overflow exp have finite losses and gradients, the limits."""
     out = np.array([[1e4, -1e4], [-1e4, 1e4], [1e4, 1e4]], np.float32)
