@@ -21,6 +21,7 @@ from fastneuron.testing import (
     Case,
     Precision,
     assert_near,
+    assert_parameters,
     assert_within,
     backward,
     case_of,
@@ -126,6 +127,23 @@ def test_steps_are_within_their_bounds(fake_cublaslt, name, cost) -> None:
     assert fake_cublaslt.fake_get(b"runs") > 5
 
 
+@pytest.mark.parametrize("name", ["partly frozen", "no biases, doubles"])
+@pytest.mark.parametrize("cost", ["epilogues", "masks"])
+def test_gradients_of_what_is_not_trained_stay_zero(fake_cublaslt, name, cost) -> None:
+    of = CASES[name]
+    key = scalars_of(of, 1)
+    want = training_step(
+        of.spec, of.loss, of.parameters, of.x[:7], of.y[:7], None, of.statistics, key[0]
+    )
+    engine = engine_of(of, fake_cublaslt, cost)
+    _, got = engine.gradients(of.x[:7], of.y[:7], None, key)
+    assert_parameters(got, want.gradients, name)
+    unused = engine._state.g.copy_to_host()
+    for part in engine._state.parts:
+        unused[part.offset : part.end] = 0
+    assert not unused.any(), "numbers between the arrays were written"
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("cost", ["plain", "epilogues", "masks"])
 def test_whole_numbers_are_exact(fake_cublaslt, cost, bias) -> None:
@@ -142,16 +160,25 @@ def test_whole_numbers_are_exact(fake_cublaslt, cost, bias) -> None:
 
 def test_each_piece_takes_the_way_that_is_cheapest(fake_cublaslt) -> None:
     of = CASES["relu, classes"]
-    taken = {}
+    taken, launched = {}, {}
     for cost in COSTS:
         engine = engine_of(of, fake_cublaslt, cost)
         run_steps(engine, of, np.arange(5), np.array([0, 5]), scalars_of(of, 1))
         taken[cost] = set(engine.plan()["products"].values())
+        passes, rows = engine._passes, engine._training
+        lists = passes.forward(rows, 5), passes.backward(rows, 5, need_dx=False)
+        launched[cost] = [epilogues(each) for each in lists]
     assert taken["own"] == {"own", "apart"}
     assert taken["plain"] == {"cublaslt #0", "apart"}
     ways = {"cublaslt relu_bias #0", "cublaslt bias #0", "cublaslt bgrada #0", "cublaslt #0"}
     assert taken["epilogues"] == {*ways, "apart"}
     assert "mask" in taken["masks"]
+    assert launched["own"] == [[], []]
+    assert launched["plain"] == [["DEFAULT"] * 3, ["DEFAULT"] * 5]
+    backward = ["BGRADA", *["DEFAULT"] * 4]
+    assert launched["epilogues"] == [["RELU_BIAS", "RELU_BIAS", "BIAS"], backward]
+    assert launched["masks"][0][:2] == ["RELU_AUX_BIAS"] * 2
+    assert launched["masks"][1].count("DRELU_BGRAD") == 2
 
 
 def test_the_plan_says_what_was_taken(fake_cublaslt) -> None:
