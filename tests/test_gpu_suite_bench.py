@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastneuron.errors import BackendUnavailable
 from fastneuron.gpu_suite import benchmarks, gpu_peers
 from fastneuron.gpu_suite.benchmarks import Contestant, benchmark, contestants
 from fastneuron.gpu_suite.engines import Kind
 from fastneuron.gpu_suite.gpu_peers import Ours, many_starts
 from fastneuron.gpu_suite.racing import Racer, by_host, by_numba_events, by_torch_events, race
-from fastneuron.gpu_suite.running import CUT, MISSING, OK, WRONG, Budget, Finding
+from fastneuron.gpu_suite.running import CUT, MISSING, OK, SKIPPED, WRONG, Budget, Finding
 from fastneuron.gpu_suite.workloads import WORKLOADS, Workload
 from fastneuron.kernels.reference import ReferenceEngine
 from fastneuron.peers.judging import Judge
@@ -123,6 +124,14 @@ def test_what_is_not_built_yet_is_said_and_the_others_are_timed() -> None:
     found = run(unbuilt, contestant("right", theirs))
     assert (found.status, found.said) == (MISSING, "not yet")
     assert found.details["contestants"]["right"]["step_seconds"] > 0
+
+
+def test_ours_that_this_machine_cannot_run_is_skipped_with_its_reason() -> None:
+    def gone(problem: Problem) -> Any:
+        raise BackendUnavailable("precision='tf32' needs cuBLASLt")
+
+    found = run(contestant("fastneuron own", gone), contestant("right", theirs))
+    assert (found.status, found.said) == (SKIPPED, "precision='tf32' needs cuBLASLt")
 
 
 def test_who_would_start_too_late_is_cut_off() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,14 @@ import numpy as np
 import pytest
 
 from fastneuron.errors import BackendUnavailable
-from fastneuron.gpu_suite.engines import SHIPPED, SIMULATED, SMALL, Kind, engine_kinds
+from fastneuron.gpu_suite.engines import (
+    LIBRARY_SWITCH,
+    SHIPPED,
+    SIMULATED,
+    SMALL,
+    Kind,
+    engine_kinds,
+)
 from fastneuron.gpu_suite.network_checks import network_checks, networks, repeat_checks
 from fastneuron.gpu_suite.precision_checks import BOUNDS, precision_checks
 from fastneuron.gpu_suite.running import (
@@ -39,8 +47,8 @@ class RowByRow(ReferenceEngine):
     """The reference, a row's bits the same in any batch: BLAS alone does not promise that."""
 
     def forward(self, x: Array) -> Array:
-        rows = [super(RowByRow, self).forward(x[i : i + 1]) for i in range(len(x))]
-        return np.concatenate(rows) if rows else super().forward(x)
+        rows = [ReferenceEngine.forward(self, x[i : i + 1]) for i in range(len(x))]
+        return np.concatenate(rows) if rows else ReferenceEngine.forward(self, x)
 
 
 class BatchDependent(RowByRow):
@@ -54,7 +62,7 @@ class NoBias(RowByRow):
     """Forgets the bias of the last layer, forward alone."""
 
     def forward(self, x: Array) -> Array:
-        out = super().forward(x)
+        out = RowByRow.forward(self, x)
         bias = self.export()[-1][1]
         return out if bias is None else out - bias
 
@@ -220,6 +228,37 @@ def test_a_kernel_that_no_check_launches_is_wrong() -> None:
         found = run("slots own", plan({"own": lambda kind=kind: kind}))
         assert found.status == want
     assert found.said == "no check launches norms.fused"
+
+
+class Shortcut(RowByRow):
+    """Has a shortcut for small networks, and a wrong way beside it."""
+
+    def __init__(self, *arguments: Any, fused_rows: tuple[int, ...] = (8,), **given: Any) -> None:
+        super().__init__(*arguments, **given)
+        self.fused, self.library = bool(fused_rows), os.environ.get(LIBRARY_SWITCH) != "0"
+
+    def forward(self, x: Array) -> Array:
+        assert self.fused == self.library
+        return super().forward(x) if self.fused else NoBias.forward(self, x)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("switch", [None, "1"])
+def test_kernels_beside_a_shortcut_are_checked_too(
+    switch: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LIBRARY_SWITCH, raising=False)
+    if switch:
+        monkeypatch.setenv(LIBRARY_SWITCH, switch)
+    assert len(kind_of(RowByRow).ways()) == 1
+    kind = kind_of(Shortcut)
+    short, long = (slot_checks(way, SIMULATED) for way in kind.ways())
+    assert len(short) == len(long)
+    assert run_checks(short, Budget(60.0)).status == OK
+    assert run_checks(long, Budget(60.0)).status == WRONG
+    found = run("slots own", plan({"own": lambda: kind}))
+    assert found.status == WRONG
+    assert all(", layer by layer" in each["check"] for each in found.details["wrong"])
+    assert os.environ.get(LIBRARY_SWITCH) == switch
 
 
 def test_parts_share_the_checks() -> None:

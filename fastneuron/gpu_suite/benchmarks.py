@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastneuron.errors import BackendUnavailable
 from fastneuron.gpu_suite.engines import NUMBA, Kind
 from fastneuron.gpu_suite.gpu_peers import MANY_PEERS, PEERS, Ours
 from fastneuron.gpu_suite.racing import (
@@ -22,15 +23,17 @@ from fastneuron.gpu_suite.racing import (
     by_torch_events,
     race,
 )
-from fastneuron.gpu_suite.running import CUT, MISSING, OK, WRONG, Budget, Finding
+from fastneuron.gpu_suite.running import CUT, MISSING, OK, SKIPPED, WRONG, Budget, Finding
 from fastneuron.gpu_suite.workloads import Workload
 from fastneuron.peers.judging import Judge, WrongResult
 from fastneuron.peers.peer import Peer
 from fastneuron.peers.problems import Problem, draw_order, problem_of
 from fastneuron.profiling.pairs import ratio
 
-__all__ = ["Contestant", "benchmark", "contestants"]
+__all__ = ["NOT_HERE", "Contestant", "benchmark", "contestants"]
 
+#: What becomes of a contestant that this machine has not.
+NOT_HERE = "not here"
 #: Orders of batches that calls take in turns.
 ORDERS = 4
 #: Seconds that a contestant's start takes at most, as a rule: it is not begun with less.
@@ -164,7 +167,7 @@ def benchmark(
         entry: dict[str, Any] = {"ours": each.ours, "status": OK, "said": ""}
         entries[each.name] = entry
         if each.missing:
-            entry["status"] = MISSING if each.unbuilt else "not here"
+            entry["status"] = MISSING if each.unbuilt else NOT_HERE
             entry["said"] = each.missing
             continue
         if budget.left < LEAST_START and started:
@@ -176,6 +179,9 @@ def benchmark(
             timer, clock = each.timer()
             racer = Racer(_work(peer, orders), timer, clock)
             racer.work(1)
+        except BackendUnavailable as error:
+            entry["status"], entry["said"] = NOT_HERE, str(error)
+            continue
         except Exception as error:
             entry["status"] = WRONG if each.ours else "failed"
             kind = "" if isinstance(error, WrongResult) else f"{type(error).__name__}: "
@@ -244,12 +250,12 @@ def _finding(workload: Workload, details: dict[str, Any]) -> Finding:
         return Finding("", WRONG, f"{wrong[0]}: {entries[wrong[0]]['said']}", 0.0, details)
     ours, other = details["fastest_of_ours"], details["fastest_other"]
     if ours is None:
-        unbuilt = [e["said"] for e in entries.values() if e["status"] == MISSING]
-        cut = [e["said"] for e in entries.values() if e["ours"]]
-        status = MISSING if unbuilt else CUT
-        return Finding(
-            "", status, (unbuilt or cut or ["no engine of ours is here"])[0], 0.0, details
-        )
+        mine = [entry for entry in entries.values() if entry["ours"]]
+        for status, found in ((MISSING, MISSING), (NOT_HERE, SKIPPED), (CUT, CUT)):
+            said = [entry["said"] for entry in mine if entry["status"] == status]
+            if said:
+                return Finding("", found, said[0], 0.0, details)
+        return Finding("", SKIPPED, "no engine of ours is here", 0.0, details)
     words = [f"{entries[ours]['step_seconds'] * 1e6:.4g} us a step by {ours}"]
     if other:
         found = details["times_as_fast"]

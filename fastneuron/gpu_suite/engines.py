@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,6 +34,9 @@ __all__ = [
 
 NUMBA, CPP = "numba", "c++"
 _CPP_ROOM = "fastneuron.kernels.cython_cuda"
+
+#: Set to 0, it leaves products to our own kernels.
+LIBRARY_SWITCH = "FASTNEURON_CUBLASLT"
 
 #: What the simulator can do in seconds: it needs milliseconds for every thread.
 SIMULATED_TILE = Tile(8, 8, 4, 4, 4)
@@ -97,12 +101,37 @@ class Kind:
         The names of its kernels that nothing has asked for in this process, as far as it knows.
     compiles : bool
         Whether its kernels are compiled at their first launch.
+    way : str
+        What is said of it beside each check.
     """
 
     name: str
     new: Callable[..., Engine]
     unlaunched: Callable[[], list[str]] = list
     compiles: bool = False
+    way: str = ""
+
+    def ways(self) -> list[Kind]:
+        """Return this and, where it has shortcuts, one that goes layer by layer by own kernels.
+
+        An engine may train a small network in one kernel, and leave products to a library that
+        won where they were timed: the kernels that would not run then are to be proved too.
+        """
+        if not (self.takes("fused_rows") or self.takes("library")):
+            return [self]
+        given: dict[str, Any] = {"fused_rows": ()} if self.takes("fused_rows") else {}
+
+        def new(*arguments: Any, **more: Any) -> Engine:
+            before = os.environ.get(LIBRARY_SWITCH)
+            os.environ[LIBRARY_SWITCH] = "0"
+            try:
+                return self.new(*arguments, **given, **more)
+            finally:
+                os.environ.pop(LIBRARY_SWITCH)
+                if before is not None:
+                    os.environ[LIBRARY_SWITCH] = before
+
+        return [self, replace(self, new=new, way=", layer by layer")]
 
     def engine_of(self, case: Case, **given: Any) -> Engine:
         """Return an engine with what the case starts from."""
@@ -128,10 +157,7 @@ def numba_kind(*, simulated: bool = False) -> Kind:
     if not simulated:
         return Kind(NUMBA, engine, _unlaunched, compiles=True)
 
-    def new(*arguments: Any, **given: Any) -> Engine:
-        made: Engine = engine(*arguments, tile=SIMULATED_TILE, blocks=SIMULATED_BLOCKS, **given)
-        return made
-
+    new = partial(engine, tile=SIMULATED_TILE, blocks=SIMULATED_BLOCKS)
     return Kind(NUMBA, new, _unlaunched, compiles=True)
 
 

@@ -11,6 +11,7 @@ from fastneuron.gpu_suite.running import Check
 from fastneuron.kernels.contract import Array
 from fastneuron.layers import Dense
 from fastneuron.testing import (
+    Case,
     Precision,
     case_of,
     draw_inputs,
@@ -20,7 +21,7 @@ from fastneuron.testing import (
     training_step,
 )
 
-__all__ = ["BOUNDS", "precision_checks"]
+__all__ = ["BOUNDS", "precision_case", "precision_checks"]
 
 #: The norm of a result's error over that of the result, by the precision of its products: that of
 #: operands rounded to 11 (tf32) and 8 bits (bfloat16), and float32 sums. Of one layer: through
@@ -40,6 +41,11 @@ def precision_checks(kind: Kind, sizes: Sizes) -> list[Check]:
         for precision in BOUNDS
         for shape in shapes
     ]
+
+
+def precision_case(sizes: Sizes) -> Case:
+    """Return a small network."""
+    return case_of(Dense(sizes.tile.depth, 4), rows=4, batch=4)
 
 
 def _check(kind: Kind, precision: str, shape: tuple[int, int, int]) -> float:

@@ -69,7 +69,7 @@ def slot_checks(kind: Kind, sizes: Sizes, dtype: str = "float32") -> list[Check]
     checks: list[Check] = []
 
     def add(what: str, check: Callable[[Engine, Case], float], of: Case) -> None:
-        place = f"{what} {'x'.join(map(str, of.spec.sizes))} b{of.batch} {dtype}"
+        place = f"{what} {'x'.join(map(str, of.spec.sizes))} b{of.batch} {dtype}{kind.way}"
         checks.append(Check(place, lambda: check(kind.engine_of(of), of)))
 
     for of in _whole_cases(dtype):

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
-from fastneuron.gpu_suite.benchmarks import benchmark, contestants, gemm_rate
+from fastneuron.gpu_suite.benchmarks import NOT_HERE, benchmark, contestants, gemm_rate
 from fastneuron.gpu_suite.building import build
 from fastneuron.gpu_suite.engines import CPP, Kind, Sizes
 from fastneuron.gpu_suite.gpu_peers import torch_missing
 from fastneuron.gpu_suite.network_checks import network_checks, repeat_checks
 from fastneuron.gpu_suite.parts import Suite, in_parts
-from fastneuron.gpu_suite.precision_checks import precision_checks
+from fastneuron.gpu_suite.precision_checks import BOUNDS, precision_case, precision_checks
 from fastneuron.gpu_suite.running import (
     OK,
     WRONG,
@@ -98,9 +98,16 @@ def _slots(kind: Callable[[], Kind], plan: Plan, budget: Budget) -> Finding:
     fewer = replace(sizes, every=3 * sizes.every)
 
     def checks(ready: Kind) -> list[Check]:
-        first, *others = sizes.dtypes
-        more = (check for dtype in others for check in slot_checks(ready, fewer, dtype))
-        return [*slot_checks(ready, sizes, first), *more]
+        found: list[Check] = []
+        for i, dtype in enumerate(sizes.dtypes):
+            of = fewer if i else sizes
+            by_way = [slot_checks(way, of, dtype) for way in ready.ways()]
+            each = list(zip(*by_way, strict=True))
+            if of.every > 1:  # by turns, where only some are checked at all
+                found += [ways[k % len(ways)] for k, ways in enumerate(each)]
+            else:
+                found += [check for ways in each for check in ways]
+        return found
 
     found = _in_parts("slots", checks, kind(), plan, budget)
     idle = found.details["unlaunched"]
@@ -138,6 +145,9 @@ def _precision(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Findin
     ready = kind()
     if not ready.takes("precision"):
         raise NotBuiltYet("precision 'tf32' and 'bfloat16' are not part of this version")
+    case = precision_case(sizes)
+    for precision in BOUNDS:  # raises where there is none on this machine
+        ready.engine_of(case, precision=precision)
     return run_checks(precision_checks(ready, sizes), budget)
 
 
@@ -163,6 +173,6 @@ def _benchmark(
     rate_of = None if simulated or torch_missing() else gemm_rate
     found = benchmark(workload, racers, budget.within(of_rest * budget.left), rate_of=rate_of)
     for name, reason in reasons.items():
-        entry = {"ours": True, "status": "not here", "said": reason}
+        entry = {"ours": True, "status": NOT_HERE, "said": reason}
         found.details.setdefault("contestants", {}).setdefault(name, entry)
     return found
