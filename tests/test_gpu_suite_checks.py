@@ -229,6 +229,14 @@ def test_a_kernel_that_no_check_launches_is_wrong() -> None:
         assert found.status == want
     assert found.said == "no check launches norms.fused"
 
+    def new(*arguments: Any, library: Any = None, **given: Any) -> RowByRow:
+        return RowByRow(*arguments, **given)
+
+    kind = Kind("own", new, lambda: ["norms.fused"])
+    found = run("slots own", plan({"own": lambda: kind}))
+    assert found.status == OK
+    assert found.said.endswith("; none launches norms.fused")
+
 
 class Shortcut(RowByRow):
     """Has a shortcut for small networks, and a wrong way beside it."""
