@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fastneuron.device_arrays import lies_on_device
 from fastneuron.errors import DataError, DataWarning
 
 Array: TypeAlias = NDArray[Any]
@@ -236,6 +237,11 @@ def _as_array(x: Any, name: str) -> Array:
     """Return an ndarray of anything array-like, refusing what NumPy would take by guessing."""
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise DataError(f"{name} is a masked array with masked values: fill or drop them first")
+    if lies_on_device(x):
+        raise DataError(
+            f"{name} lies on a device, which is not read here: copy it to the host. fit, Trainer "
+            "and forward take rows on a CUDA device with device='cuda'"
+        )
     try:
         if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
             return np.from_dlpack(x)

@@ -26,8 +26,7 @@ class Intake:
     ----------
     live : LiveEngine
     on_device : bool
-        Whether the engine is one that takes device arrays. `hold`, `let_go` and `keep` do nothing
-        for others.
+        Whether the engine computes on a device, which may fail.
     """
 
     def __init__(self, live: LiveEngine, on_device: bool) -> None:
@@ -86,10 +85,10 @@ class Intake:
 
     def hold(self, x: Any, y: Any, weight: Array | None) -> None:
         """Put a data set on the device for calls to come; what is too large goes call by call."""
-        if not self._on_device or self._held is x:
+        engine: Any = self._live.engine
+        if not engine.takes_device_arrays or self._held is x:
             return
         self._held = x
-        engine: Any = self._live.engine
         try:
             self._live.asked(engine.hold, x, y, weight)
         except DeviceMemoryError as error:
@@ -100,8 +99,8 @@ class Intake:
     def let_go(self) -> None:
         """Let the owners of what was held free it."""
         self._held = None
-        if self._on_device and not self._live.lost:
-            engine: Any = self._live.engine
+        engine: Any = self._live.engine
+        if not self._live.gone and engine.takes_device_arrays:
             engine.let_go()
 
     def keep(self) -> None:
@@ -118,7 +117,7 @@ class Intake:
         found = device_array(x, name)
         if found is not None and not self._live.engine.takes_device_arrays:
             raise DataError(
-                f"{name} lies on a device, but the backend {self._live.backend!r} computes on the "
-                "CPU: give device='cuda', or copy it to the host"
+                f"{name} lies on a device, but the backend {self._live.backend!r} takes arrays on "
+                "the host: give device='cuda' (with numba-cuda), or copy it to the host"
             )
         return found

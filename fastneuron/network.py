@@ -15,7 +15,7 @@ from fastneuron import backends, diagnostics, files, fitting, initial
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.arrays import Array, as_rows, as_targets, as_weights, fits_finite_rows
 from fastneuron.descriptions import checked_number
-from fastneuron.device_arrays import as_device_rows, device_array
+from fastneuron.device_arrays import DeviceArray, as_device_rows, device_array
 from fastneuron.elision import ELISION
 from fastneuron.errors import DataError, SpecError
 from fastneuron.folding import folded
@@ -122,7 +122,7 @@ class Sequential:
         Class numbers (n,) for cross_entropy; 0 or 1 for binary_cross_entropy, (n,) where there is
         one output; the rate for poisson; else, and before any training, what `forward` returns.
         """
-        out = self.forward(X)
+        out = self._answers(X)
         return out if self.loss is None else LOSSES[self.loss].predict(out)
 
     def predict_proba(self, X: Any) -> Array:
@@ -135,7 +135,7 @@ class Sequential:
                 "predict_proba needs a network trained for cross_entropy or binary_cross_entropy; "
                 f"this one's loss is {self.loss!r}"
             )
-        out = self.forward(X)
+        out = self._answers(X)
         if self.loss == "binary_cross_entropy":
             return ACTIVATIONS["sigmoid"].f(out)
         p = np.exp(out - out.max(axis=1, keepdims=True))
@@ -279,6 +279,11 @@ class Sequential:
             self._inference = LiveEngine(self.parameters, make, backend.name)
             self._inference_name = name
         return self._inference
+
+    def _answers(self, X: Any) -> Array:
+        """Return what `forward` does as a NumPy array, wherever X lies."""
+        out: Any = self.forward(X)
+        return out.copy_to_host() if isinstance(out, DeviceArray) else out
 
     def _loss(self, loss: str | Loss | None) -> Loss:
         if isinstance(loss, Loss):

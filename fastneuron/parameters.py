@@ -310,11 +310,11 @@ class LiveEngine:
         Where the device's state is whole nothing is lost. Else the engine is given up, and the
         parameters are those that were last brought to the host.
         """
-        steps = self._count()
-        if error.whole:
-            return type(error)(f"{error}. Nothing is lost: {steps} steps were done", whole=True)
-        store = self.store
+        steps, store = self._count(), self.store
         owned = store.owner is self
+        if error.whole:
+            said = f"{error}. Nothing is lost: {steps} steps were done"
+            return type(error)(said, whole=True) if owned else error
         if owned:
             store.owner = None
         self.version = -1
@@ -327,6 +327,11 @@ class LiveEngine:
             f"{error}. The parameters are those after step {self.kept} of {steps}, the last that "
             "were brought to the host; a training that goes on starts the optimizer's moments anew"
         )
+
+    @property
+    def gone(self) -> bool:
+        """Whether there is no engine: its device failed, and nobody has asked since."""
+        return isinstance(self.engine, _Gone)
 
     def remake(self) -> Engine:
         """Make the engine anew, after a device failed."""

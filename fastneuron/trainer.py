@@ -151,7 +151,7 @@ class Trainer:
         n = len(x)
         if not fits_targets(y, kind, n, outputs, dtype):
             y = self._intake.targets(y, kind, n)
-        weight = self._intake.weights(sample_weight, n)
+        weight = None if sample_weight is None else self._intake.weights(sample_weight, n)
         if n < 2:
             self._intake.check_batch(n)
         store, live = self._store, self._live

@@ -220,6 +220,8 @@ def test_auto_goes_where_the_model_says(machine: Any, monkeypatch: pytest.Monkey
     assert chosen.device == "cpu"
     assert chosen.reason.endswith("device auto: the model says False")
     assert asked == ["Card of paper"] * 2
+    with backends.use("numpy"):
+        assert backends.on_device("auto", weigh=verdict(True)).name == "numpy"
     assert "not known" in backends.on_device("auto").reason
 
 
@@ -269,6 +271,9 @@ def test_a_step_on_a_card_grows_with_all_that_it_is_made_of() -> None:
         assert step_on_card(LARGE, 4096, slower) > base
     doubles = task(512, 2048, 512, batch=4096, dtype="float64")
     assert step_on_card(doubles, 4096, CARD) > base
+    # 2 multiply-adds a cycle in float64 where the other has 64, and most of a step are those.
+    few = step_on_card(doubles, 4096, CARD._replace(capability=(8, 9)))
+    assert few > 20 * step_on_card(dataclasses.replace(doubles, on_device=True), 4096, CARD)
     on_device = dataclasses.replace(LARGE, on_device=True)
     assert step_on_card(on_device, 4096, CARD) < base
     # 2 x 3 products of 4096 x 512 x 2048 less one, at 60 % of 132 x 128 multiply-adds a cycle.
@@ -398,6 +403,10 @@ def test_a_capsule_of_numpys_is_read_right() -> None:
         dlpack.take(capsule)
     with pytest.raises(ValueError, match="type 5 with 64 bits"):
         dlpack.take(np.zeros(2, np.complex64).__dlpack__())
+    capsule = dlpack.export(0x2000, (2,), np.dtype("float32"), 0, None)
+    managed = ctypes.cast(dlpack._pointer(capsule, b"dltensor"), ctypes.POINTER(dlpack._Managed))
+    managed.contents.tensor.offset = 64
+    assert dlpack.take(capsule).pointer == 0x2040
     # The lender's deleter is called: the array is free again.
     given = np.zeros(3)
     alive = weakref.ref(given)

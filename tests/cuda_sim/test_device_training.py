@@ -6,15 +6,17 @@ import ctypes
 import gc
 import signal
 import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 import fastneuron as fn
 from fastneuron import backends, dlpack, intake
-from fastneuron.device_arrays import DeviceArray
+from fastneuron.device_arrays import DeviceArray, device_array
+from fastneuron.kernels.device_cost import launches_of
 from fastneuron.kernels.device_plan import Blocks, Tile
-from fastneuron.kernels.numba_cuda import driver
+from fastneuron.kernels.numba_cuda import driver, resident
 from fastneuron.kernels.numba_cuda import engine as engine_room
 from fastneuron.testing import Precision, assert_within, loss_of_batch
 from fastneuron.testing import forward as bounded_forward
@@ -30,7 +32,8 @@ SGD = {"optimizer": fn.SGD(0.1), "batch_size": 5}
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work cut small, for a simulated thread takes a millisecond."""
+    """Work cut small, for a simulated thread takes a millisecond; parameters go home if asked."""
+    monkeypatch.setattr(intake, "_KEEP_SECONDS", 1e9)
     monkeypatch.setattr(engine_room, "tile_of", lambda dtype: TILE)
     monkeypatch.setattr(engine_room, "Blocks", lambda: BLOCKS)
 
@@ -180,6 +183,10 @@ def test_host_data_after_device_data_leave_the_callers_memory_alone() -> None:
     trainer.run(x, y)
     trainer.run(np.full_like(X, 0.5), np.zeros_like(Y))
     trainer.step(np.full_like(X, 0.5), np.zeros_like(Y))
+    # An engine that nobody told to let go, too.
+    engine = trainer.backend.engine(trainer.spec, trainer.loss, trainer.optimizer, batch_size=5)
+    engine.hold(device_array(x, "x"), device_array(y, "y"), None)
+    engine.hold(np.full_like(X, 0.5), np.zeros_like(Y), None)
     np.testing.assert_array_equal(x.numbers, X)
     np.testing.assert_array_equal(y.numbers, Y)
 
@@ -199,6 +206,19 @@ def test_the_owner_lives_while_its_memory_is_read_and_no_longer(producer) -> Non
     del x
     gc.collect()
     assert owner() is None, "nothing holds the array after the training"
+
+
+def test_a_view_keeps_its_owner() -> None:
+    given = ByInterface(X)
+    alive = weakref.ref(given)
+    view = resident._view(device_array(given, "x"))
+    del given
+    gc.collect()
+    assert alive() is not None
+    np.testing.assert_array_equal(view.copy_to_host(), X.reshape(-1))
+    del view
+    gc.collect()
+    assert alive() is None
 
 
 def test_forward_of_rows_on_the_device_stays_there() -> None:
@@ -239,10 +259,16 @@ def test_forward_of_rows_on_the_device_stays_there() -> None:
     ],
     ids=["dropout", "dropout last", "dropout first", "norms"],
 )
-def test_forward_in_place_is_that_of_host_rows(layers) -> None:
+def test_forward_in_place_is_that_of_host_rows(layers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(count, dtype):
+        vector = driver.empty(count, dtype)
+        vector.copy_to_device(np.full(vector.shape, np.nan, dtype))
+        return vector
+
     net = fn.Sequential(*layers, seed=0)
     with backends.use("cuda"):
         want = net.forward(X)
+    monkeypatch.setattr(resident, "empty", poisoned)
     given = ByInterface(X)
     np.testing.assert_array_equal(net.forward(given).copy_to_host(), want)
     np.testing.assert_array_equal(given.numbers, X)
@@ -323,6 +349,35 @@ def test_labels_of_another_width_and_weights_on_the_device() -> None:
     same(*nets)
     with pytest.raises(fn.SpecError, match="split those on a device yourself"):
         nets[1].fit(ByInterface(X), labels, validation_split=0.2, **options)
+
+
+def test_validation_and_predictions_of_rows_on_the_device() -> None:
+    nets = network(), network()
+    options = {"loss": "cross_entropy", "device": "cuda", "epochs": 1, **SGD}
+    want = nets[0].fit(X, LABELS, validation_data=(X, LABELS), **options)
+    x, y = ByInterface(X), ByInterface(LABELS)
+    got = nets[1].fit(x, y, validation_data=(x, y), **options)
+    np.testing.assert_array_equal(got.val_loss, want.val_loss)
+    with backends.use("cuda"):
+        np.testing.assert_array_equal(nets[1].predict(x), nets[0].predict(X))
+        np.testing.assert_array_equal(nets[1].predict_proba(x), nets[0].predict_proba(X))
+    with pytest.raises(fn.DataError, match="X lies on a device, which is not read here"):
+        nets[1].evaluate(x, LABELS)
+
+
+def test_an_engine_that_takes_no_device_arrays_trains_on_a_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the compiled one may be: it has neither `hold` nor `let_go`."""
+    nets = network(), network()
+    want = fn.Trainer(nets[0], "mse", device="cuda", **SGD).run(X, Y)
+    plain = backends._loaded["cuda"]._replace(engine=engine_room.CudaEngine)
+    monkeypatch.setitem(backends._loaded, "cuda", plain)
+    trainer = fn.Trainer(nets[1], "mse", device="cuda", **SGD)
+    np.testing.assert_array_equal(trainer.run(X, Y), want)
+    trainer.step(X, Y)
+    with pytest.raises(fn.DataError, match="X lies on a device"):
+        trainer.run(ByInterface(X), Y)
 
 
 def test_the_class_prior_of_labels_on_the_device() -> None:
@@ -419,7 +474,17 @@ def test_no_memory_in_the_middle_of_a_step_is_not_taken_for_whole(
     same(net, want)
 
 
-def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C: a shell that starts a process in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_in_the_middle_of_a_step_waits_for_its_end(
+    ctrl_c: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nets = network(), network()
     trainer, want = (fn.Trainer(net, "mse", device="cuda", **SGD) for net in nets)
     for each in (trainer, want):
@@ -556,6 +621,21 @@ def test_auto_takes_the_card_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> N
     large = fn.Trainer(net, "mse", batch_size=4096, device="auto", n_threads=1)
     assert large.backend.device == "cuda"
     assert "on the a card (by its data sheet)" in large.plan["reason"]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (fn.Dense(4, 3, "relu", trainable="weight"), fn.Dense(None, 2)),
+        (fn.Dense(4, 3), fn.BatchNorm(activation="relu"), fn.Dropout(0.5), fn.Dense(None, 2)),
+    ],
+    ids=["dense", "norm and dropout"],
+)
+def test_the_cost_model_counts_the_launches_of_the_engine(layers) -> None:
+    trainer = fn.Trainer(fn.Sequential(*layers, seed=0), "mse", device="cuda", **SGD)
+    trainer.step(X[:5], Y[:5])
+    (calls,) = trainer._live.engine._steps.values()
+    assert abs(launches_of(trainer.spec, 5) - len(calls)) <= 1
 
 
 def test_data_on_the_device_decide_auto() -> None:

@@ -142,8 +142,10 @@ class CudaEngine(engine.CudaEngine):
             fault = fault_of(error, whole=not self._queued)
             if fault is None:
                 raise
-            if hasattr(self, "_graphs"):
+            if hasattr(self, "_labels"):
                 self._held = None
+                for source in self._sources:
+                    source.let_go()
                 self._forget()
             raise fault from error
 
