@@ -27,8 +27,10 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without what CUDA needs, whatever this one has."""
     monkeypatch.setattr(backends, "supply", lambda: Supply("", "", "no NVIDIA card is visible"))
-    monkeypatch.delitem(backends._loaded, "cuda", raising=False)
-    monkeypatch.delitem(backends._failed, "cuda", raising=False)
+    # Copies: what a test loads under these pretences must not stay.
+    for table in ("_loaded", "_failed"):
+        kept = {name: one for name, one in getattr(backends, table).items() if name != "cuda"}
+        monkeypatch.setattr(backends, table, kept)
 
 
 def test_all_backends_are_listed_with_reasons(no_card: None) -> None:

@@ -21,7 +21,7 @@ from fastneuron import arguments, backends, dlpack
 from fastneuron.cli import main
 from fastneuron.device_arrays import DeviceArray, as_device_rows, device_array, lies_on_device
 from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
-from fastneuron.kernels import device_card, device_presence, device_supply, numba_cuda
+from fastneuron.kernels import cython_cuda, device_card, device_presence, device_supply, numba_cuda
 from fastneuron.kernels.device_cost import LAUNCH, WORTH, Task, launches_of, step_on_card, weigh
 from fastneuron.kernels.device_faults import fault_of
 from fastneuron.kernels.device_supply import Supply, supply
@@ -83,6 +83,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(device_presence, "ctypes", stand_in)
         monkeypatch.setattr(numba_cuda, "find_spec", find_spec)
         monkeypatch.setattr(device_supply, "find_spec", find_spec)
+        built = SimpleNamespace(devices=lambda: (1, ""))
+        monkeypatch.setattr(cython_cuda, "_extension", lambda: built)
         _forget()
 
     def _forget() -> None:
