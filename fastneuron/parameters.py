@@ -392,7 +392,10 @@ class LiveEngine:
             self.refresh()
         n, block = len(x), self._block
         if n <= block or self.engine.takes_device_arrays:  # which bounds its memory itself
-            return self.asked(self.engine.forward, x)
+            try:  # what `asked` does; a call takes 0.1 us
+                return self.engine.forward(x)
+            except DeviceError as error:
+                raise self.failed(error) from error
         out = np.empty((n, self.store.spec.sizes[-1]), x.dtype)
         for start in range(0, n, block):
             out[start : start + block] = self.engine.forward(x[start : start + block])
