@@ -15,6 +15,7 @@ LOSSES = ("mse", "mae", "huber", "cross_entropy", "binary_cross_entropy", "poiss
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 BACKENDS = ("auto", "numpy", "numba", "cython", "cuda")
 DEVICES = ("cpu", "cuda", "auto")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 DTYPES = ("float32", "float64")
 #: Variables that tell a BLAS its threads, before NumPy loads it.
 BLAS_THREADS = (

@@ -123,6 +123,16 @@ class Backend:
         """Kernels that show what a core can do at most; None where it has none."""
         return _load(self.name).ceilings
 
+    def check_precision(self, precision: str, dtype: str) -> None:
+        """Refuse a precision (``docs/precision.md``) that a network cannot have here.
+
+        Raises
+        ------
+        UnknownNameError, SpecError, BackendUnavailable
+            Where it does not exist, or not for that dtype, or cannot be had from this backend.
+        """
+        check_precision(precision, dtype, self.name)
+
     def engine(
         self,
         spec: NetworkSpec,
@@ -138,10 +148,9 @@ class Backend:
         Raises
         ------
         UnknownNameError, SpecError, BackendUnavailable
-            Where `precision` (``docs/precision.md``) does not exist, or not for the network's
-            dtype, or cannot be had from this backend.
+            See `check_precision`.
         """
-        check_precision(precision, spec.dtype, self.name)
+        self.check_precision(precision, spec.dtype)
         given: dict[str, Any] = {"n_threads": n_threads, "batch_size": batch_size}
         if precision != "float32":  # which is what every engine computes in
             given["precision"] = precision
@@ -326,7 +335,7 @@ def _named(name: str, reason: str) -> Backend:
         try:
             _load(name)
         except BackendUnavailable as error:
-            raise BackendUnavailable(f"backend {name!r}: {error} ({_overview()})") from error
+            raise BackendUnavailable(f"backend {name!r}: {error} ({_overview(name)})") from error
     return _backend(name, reason)
 
 
@@ -338,9 +347,9 @@ def _device_of(name: str) -> str:
     return "cuda" if name == "cuda" else "cpu"
 
 
-def _overview() -> str:
-    """Return what exists and why the rest is missing, for messages."""
-    problems = {name: _problem(name) for name in NAMES}
+def _overview(but: str = "") -> str:
+    """Return what exists and why the rest is missing, for messages; `but` has been told of."""
+    problems = {name: _problem(name) for name in NAMES if name != but}
     runs = [name for name, problem in problems.items() if not problem]
     missing = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     return "; ".join([f"available: auto, {', '.join(runs)}", *missing])

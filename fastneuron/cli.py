@@ -20,6 +20,7 @@ from fastneuron.arguments import (
     DEVICES,
     DTYPES,
     OPTIMIZERS,
+    PRECISIONS,
     count,
     dtypes,
     positive,
@@ -208,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=whole, default=0, metavar="N", help="same seed, same bits (%(default)s)"
     )
     _add_machine(training)
+    _add_precision(training)
     output = train.add_argument_group("output")
     output.add_argument("--quiet", action="store_true", help="print nothing but failures")
     output.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -300,6 +302,13 @@ def _add_machine(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--threads", type=count, metavar="N", help="(as fits the network); never changes a result"
     )
+
+
+def _add_precision(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", metavar="NAME",
+        help=f"what a card may round factors of products to (%(default)s): {', '.join(PRECISIONS)}",
+    )  # fmt: skip
 
 
 class _Version(argparse.Action):

@@ -41,9 +41,10 @@ def train(options: argparse.Namespace) -> None:
     files.check_writable(options.out)
     if Path(options.out).exists() and not Path(options.out).is_file():
         raise ModelFileError(f"{options.out}: is a device or a pipe; a model needs a file")
-    backends.on_device(
-        options.device, options.backend
-    )  # what cannot run is said before the table is read
+    # What cannot run is said before the table is read.
+    found = backends.on_device(options.device, options.backend)
+    if options.device != "auto":  # which may yet choose a card
+        found.check_precision(options.precision, "float32")
     table = read_table(options.data)
     learn, watch = _split(table, options)
     preprocessing = Preprocessing.fit(
@@ -90,6 +91,7 @@ def train(options: argparse.Namespace) -> None:
         backend=options.backend,
         n_threads=options.threads,
         device=options.device,
+        precision=options.precision,
     )
     net.save(options.out, preprocessing=preprocessing.to_json())
     result = _result(net, preprocessing, X, y, learn, watch, history)

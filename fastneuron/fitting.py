@@ -100,6 +100,7 @@ def fit(
     n_threads: int | None = None,
     seed: int | None = None,
     device: str | None = None,
+    precision: str = "float32",
 ) -> History:
     """Train a network in place and return the history.
 
@@ -137,6 +138,8 @@ def fit(
         See `Trainer`. "auto" weighs the whole training: what it takes to bring the data to a card
         and to compile the kernels, and its steps, against the CPU's; a card must be predicted to
         take at most half of the time, since nobody has measured the card that is there.
+    precision : {"float32", "tf32", "bfloat16"}
+        See `Trainer`.
 
     Raises
     ------
@@ -157,7 +160,7 @@ def fit(
     rule, threads = as_optimizer(optimizer), requested_threads(n_threads)
     asked = net.spec, entry, rule, checked_count("fit", "batch_size", batch_size), threads
     found = chosen(*asked, backend, device, X, checked_count("fit", "epochs", epochs))
-    trainer = Trainer(net, entry, rule, batch_size, found, threads, seed)
+    trainer = Trainer(net, entry, rule, batch_size, found, threads, seed, precision=precision)
     store = net.parameters
     if seed is None:
         trainer.epoch_count = store.epochs

@@ -56,6 +56,8 @@ class Trainer:
         Left out, the CPU, unless the backend is "cuda". "auto": a card that is predicted to take
         half of the CPU's time or less for a step and its data; ``backend.reason`` says why. On a
         device every array may be one that lies there: see `DeviceArray`.
+    precision : {"float32", "tf32", "bfloat16"}
+        What a card may round the factors of a training step's products to: ``docs/precision.md``.
 
     Attributes
     ----------
@@ -82,6 +84,7 @@ class Trainer:
         n_threads: int | None = None,
         seed: int | None = None,
         device: str | None = None,
+        precision: str = "float32",
     ) -> None:
         self.net = net
         self.spec = net.spec
@@ -97,11 +100,11 @@ class Trainer:
         self.epoch_count = 0
         self._store = net.parameters
         self._dtype = np.dtype(self.spec.dtype)
-        self._features = self.spec.in_features
-        self._outputs = self.spec.out_features
+        self._features, self._outputs = self.spec.in_features, self.spec.out_features
         self._kind = self.loss.targets if self.loss else None
+        self.backend.check_precision(precision, self.spec.dtype)
         engine = partial(self.backend.engine, n_threads=self.n_threads, batch_size=self.batch_size)
-        make = partial(engine, self.spec, self.loss, self.optimizer)
+        make = partial(engine, self.spec, self.loss, self.optimizer, precision=precision)
         self._live = LiveEngine(self._store, make, self.backend.name, lambda: self.step_count)
         self._rates = Rates(self.optimizer)
         self._on_device = self.backend.device != "cpu"
@@ -113,8 +116,8 @@ class Trainer:
         self._draws = any(isinstance(layer, Dropout) for layer in self.spec.layers)
         self._kept = 0  # rows of the last `forward`, 0 where `update` has none to work on
         self._pace = Pace()
-        self._order = np.empty(0, np.int64)
-        self._bounds = np.zeros(2, np.int64)
+        # Of `step`: made once.
+        self._order, self._bounds = np.empty(0, np.int64), np.zeros(2, np.int64)
         self._losses = np.empty(1)
 
     def __repr__(self) -> str:
@@ -172,8 +175,8 @@ class Trainer:
                 x = self._intake.accused(x, "x")
                 if y.ndim == 2:
                     self._intake.accused(y, "y")
-                rate = self._rates.rate(step)
-                raise diverged(store, outcome.status, x, row[0], 0, step, rate)
+                where = 0, step, self._rates.rate(step)
+                raise diverged(store, outcome.status, x, row[0], *where)
             self.step_count = step + 1
             loss = self._losses.item(0)
             if self._on_device:
@@ -258,10 +261,8 @@ class Trainer:
         if not fits_rows(dout, self._outputs, self._dtype):
             rows = self._intake.rows(dout, "dout", self._outputs)
         if len(rows) != self._kept:
-            raise DataError(
-                f"dout has shape {rows.shape}, but forward(x) gave "
-                f"({self._kept}, {self.spec.out_features})"
-            )
+            shape = self._kept, self._outputs
+            raise DataError(f"dout has shape {rows.shape}, but forward(x) gave {shape}")
         with self._store.lock:
             if self._live.claim():
                 raise DataError("the parameters changed since forward(x): call forward again")
@@ -289,13 +290,12 @@ class Trainer:
             self._live.refresh()
             self._kept = 0
             row = self._next_row()
-            asked = self._live.engine.gradients, x, y, weight, row
-            loss, gradients = self._live.asked(*asked)
+            engine: Any = self._live.engine
+            loss, gradients = self._live.asked(engine.gradients, x, y, weight, row)
             if not np.isfinite(loss):
-                x = self._intake.on_host(x)
-                step, status = self.step_count, Status.LOSS_NOT_FINITE
-                rate = self._rates.rate(step)
-                raise diverged(self._store, status, x, row[0], 0, step, rate)
+                x, step = self._intake.on_host(x), self.step_count
+                where = 0, step, self._rates.rate(step)
+                raise diverged(self._store, Status.LOSS_NOT_FINITE, x, row[0], *where)
         return loss, gradients
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -373,9 +373,8 @@ class Trainer:
             span=span,
         )
         first_epoch = self.epoch_count
-        horizon = Horizon(
-            self.step_count + epochs * batches.steps_per_epoch, batches.steps_per_epoch
-        )
+        end = self.step_count + epochs * batches.steps_per_epoch
+        horizon = Horizon(end, batches.steps_per_epoch)
         try:
             while (part := batches.take(self._pace.steps)) is not None:
                 self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)

@@ -25,6 +25,7 @@ from fastneuron.kernels import cython_cuda, device_card, device_presence, device
 from fastneuron.kernels.device_cost import LAUNCH, WORTH, Task, launches_of, step_on_card, weigh
 from fastneuron.kernels.device_faults import fault_of
 from fastneuron.kernels.device_supply import Supply, supply
+from fastneuron.kernels.precision import PRECISIONS
 from fastneuron.losses import LOSSES
 
 CARD = backends.Card("H100 or so", (9, 0), 80 << 30, 132, 1.755e9, 3.35e12)
@@ -198,6 +199,7 @@ def test_what_fits_together_is_taken(machine: Any, monkeypatch: pytest.MonkeyPat
         assert backends.on_device("auto").name == "numpy"
         assert "use('numpy')" in backends.on_device("auto").reason
     assert backends.DEVICES == arguments.DEVICES
+    assert tuple(PRECISIONS) == arguments.PRECISIONS
 
 
 def test_auto_without_a_card_says_why(machine: Any) -> None:
@@ -498,3 +500,55 @@ def test_the_supply_is_what_backends_import() -> None:
     assert Supply("", "", "").module == ""
     names = [name for name in backends.NAMES if backends._device_of(name) == "cuda"]
     assert names == ["cuda"]
+
+
+@pytest.mark.parametrize("train", [fn.Trainer, fn.Sequential.fit])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "error", "said"),
+    [
+        ("tf32", "float32", BackendUnavailable, "needs the tensor cores of a card"),
+        ("bfloat16", "float64", SpecError, "rounds the products of float32 networks"),
+        ("float16", "float32", UnknownNameError, "there are: float32, tf32, bfloat16"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_refused_before_anything_is_done(
+    train: Any, precision: str, dtype: str, error: type[Exception], said: str
+) -> None:
+    net = fn.mlp([2, 1], seed=0, dtype=dtype)
+    before = net.layers[0].weight
+    rows = () if train is fn.Trainer else ([[1, 2]], [[1]])
+    with pytest.raises(error, match=said):
+        train(net, *rows, loss="mse", precision=precision)
+    np.testing.assert_array_equal(net.layers[0].weight, before)
+
+
+def test_a_trainer_hands_its_precision_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    engine = backends.Backend.engine
+
+    def noting(self: Any, *given: Any, precision: str, **more: Any) -> Any:
+        asked.append(precision)
+        return engine(self, *given, **more)
+
+    monkeypatch.setattr(backends.Backend, "engine", noting)
+    monkeypatch.setattr(backends.Backend, "check_precision", lambda *_: None)
+    net = fn.mlp([2, 1], seed=0)
+    fn.Trainer(net, "mse", precision="tf32").step([[1, 2]], [[1]])
+    net.fit([[1, 2]], [[1]], loss="mse", precision="bfloat16")
+    net.fit([[1, 2]], [[1]], loss="mse")
+    assert asked == ["tf32", "bfloat16", "float32"]
+
+
+def test_compiled_kernels_have_one_precision() -> None:
+    with pytest.raises(BackendUnavailable, match=r"'tf32' needs cuBLASLt.*pip install"):
+        cython_cuda.CythonCudaEngine(fn.mlp([2, 1]).spec, precision="tf32")
+
+
+def test_the_command_refuses_a_precision_before_it_reads_the_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["train", "no.csv", "--target", "a", "--out", "m", "--precision", "tf32"]
+    assert main(command) == 1
+    assert "precision='tf32' needs the tensor cores of a card" in capsys.readouterr().err
+    assert main([*command, "--device", "auto"]) == 1
+    assert "no.csv: No such file" in capsys.readouterr().err

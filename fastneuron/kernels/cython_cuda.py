@@ -88,13 +88,14 @@ class CythonCudaEngine(Engine):
     ----------
     spec, loss, optimizer, n_threads, batch_size
         See `Engine`. n_threads is of no effect.
+    precision : {"float32"}
     calls, tiles : optional
         The functions of kernels.h and which tiles of products to take, for tests.
 
     Raises
     ------
     BackendUnavailable
-        Where there is no extension, no driver or no card.
+        Where there is no extension, no driver or no card, and for any other precision.
     """
 
     backend: ClassVar[str] = "cuda"
@@ -107,9 +108,15 @@ class CythonCudaEngine(Engine):
         *,
         n_threads: int | None = None,
         batch_size: int = 1,
+        precision: str = "float32",
         calls: Calls | None = None,
         tiles: tuple[int, int] = TILES,
     ) -> None:
+        if precision != "float32":
+            raise BackendUnavailable(
+                f"precision={precision!r} needs cuBLASLt, which the CUDA kernels that came with "
+                "the package do without: pip install fastneuron[cuda]"
+            )
         super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
         self._calls = calls or _calls()
         self._state = State(self._calls, spec, optimizer)
