@@ -217,13 +217,17 @@ def compare(old: Result, new: Result, *, threshold: float = 0.05) -> Comparison:
 
 
 class _Shift(NamedTuple):
-    """Logarithm of new over old, and the variance of its error."""
+    """Logarithm of new over old, the variance of its error, and how far the passes lie from it.
+
+    `passes` are those of the old run and of the new one; NaN where none of a pass was compared.
+    """
 
     value: float
     variance: float
+    passes: tuple[NDArray[np.float64], ...] = ()
 
     def widened(self, scatter: float) -> _Shift:
-        return _Shift(self.value, self.variance + scatter**2)
+        return self._replace(variance=self.variance + scatter**2)
 
 
 def _shift(old: Row, new: Row) -> _Shift | None:
@@ -243,6 +247,7 @@ def _shift(old: Row, new: Row) -> _Shift | None:
     moved = sides[1].seconds[None] - sides[0].seconds[:, None] - clock
     value = _weighted_median(moved.ravel(), weight.ravel())
     alone = between = 0.0
+    apart_by_pass = []
     for axis, side in enumerate(sides):
         # Each round against all its like in the other run.
         shares = weight.sum(axis=1 - axis)
@@ -257,11 +262,12 @@ def _shift(old: Row, new: Row) -> _Shift | None:
                 for one in passes
             ]
         )
+        apart_by_pass.append(np.where(held > 1e-3 * held.max(), means, np.nan))
         if _effective(held) > 1.5:
             mean = float(means @ held / held.sum())
             spread = float(held @ np.square(means - mean)) / held.sum()
             between += spread / (_effective(held) - 1)
-    return _Shift(value, max(alone, between))
+    return _Shift(value, max(alone, between), tuple(apart_by_pass))
 
 
 class _Rounds(NamedTuple):
@@ -316,10 +322,25 @@ def _scatter(shifts: Sequence[_Shift], believed: float = SCATTER) -> float:
 
 
 def _mean(shifts: Sequence[_Shift]) -> _Shift:
-    """Return the mean, each weighted by what it tells."""
+    """Return the mean, each weighted by what it tells.
+
+    Rows of a kernel come one after the other in a pass, on the same pages of memory: where those
+    lie well, all are fast. So the variance is at least what the passes' own means show.
+    """
     weights = np.array([1 / max(shift.variance, 1e-12) for shift in shifts])
     values: NDArray[np.float64] = np.array([shift.value for shift in shifts])
-    return _Shift(float(values @ weights / weights.sum()), float(1 / weights.sum()))
+    between = 0.0
+    for side in (0, 1):
+        passes = [shift.passes[side] for shift in shifts if shift.passes]
+        if not passes or len(set(map(len, passes))) > 1:
+            continue
+        deviations = np.array(passes)
+        shares = np.where(np.isnan(deviations), 0.0, weights[: len(passes), None])
+        held = shares.sum(axis=0) > 0
+        if np.count_nonzero(held) > 1:
+            means = np.nansum(shares * deviations, axis=0)[held] / shares.sum(axis=0)[held]
+            between += float(np.var(means, ddof=1)) / len(means)
+    return _Shift(float(values @ weights / weights.sum()), max(float(1 / weights.sum()), between))
 
 
 def _quantile(tests: int) -> float:
