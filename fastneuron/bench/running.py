@@ -26,7 +26,7 @@ from fastneuron.errors import BackendUnavailable, DataError, SpecError
 from fastneuron.peers.environment import SETTLE
 from fastneuron.peers.roster import PEERS
 from fastneuron.profiling.pairs import Series, interleaved
-from fastneuron.threads import requested_threads
+from fastneuron.threads import requested_threads, usable_cores
 
 __all__ = ["choose", "passes_of", "run", "yardsticks"]
 
@@ -131,7 +131,7 @@ def run(
                 "rounds": ROUNDS[quick]}  # fmt: skip
     usable, starts, missing = _load(tuple(names), {name for w in chosen for name in w.backends})
     described = _described()
-    ceilings = measure(threads or 1)
+    ceilings = measure(threads or usable_cores())
     if earlier is not None:
         _check_same(earlier, described, settings)
         # Whatever pace the machine reaches in this run counts: it may have been busy at the start.
