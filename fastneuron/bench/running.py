@@ -21,7 +21,7 @@ from fastneuron import backends, machine, peers
 from fastneuron.bench.ceilings import Ceilings, measure
 from fastneuron.bench.results import Key, Result, Row, Sample
 from fastneuron.bench.suites import workloads
-from fastneuron.bench.workloads import BACKENDS, HOST, NotItsOwn, Prepared, Workload
+from fastneuron.bench.workloads import BACKENDS, HOST, PEER_SUITES, NotItsOwn, Prepared, Workload
 from fastneuron.errors import BackendUnavailable, DataError, SpecError
 from fastneuron.peers.environment import SETTLE
 from fastneuron.peers.roster import PEERS
@@ -285,7 +285,7 @@ def _measure(
                 SECONDS[quick],
                 rounds=ROUNDS[quick],
                 fewest=FEWEST,
-                pause=SETTLE if w.others and requested_threads(None) != 1 else 0.0,
+                pause=SETTLE if w.suite in PEER_SUITES and requested_threads(None) != 1 else 0.0,
                 seed=turn,
                 clock=clock,
             )

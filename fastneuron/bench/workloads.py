@@ -7,8 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastneuron import peers
-
 __all__ = [
     "BACKENDS",
     "HOST",
@@ -116,11 +114,6 @@ class Workload:
     def label(self) -> str:
         """What tells it from the others of its name."""
         return label(self.shape, self.dtype, self.bias)
-
-    @property
-    def others(self) -> bool:
-        """Whether other libraries are among the contestants."""
-        return self.backends == peers.NAMES
 
     def __str__(self) -> str:
         return f"{self.name} {self.label}"
