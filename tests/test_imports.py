@@ -21,7 +21,7 @@ HOUSE = (
     ("optimizers", "spec"),
     ("keys",),
     ("kernels.contract", "rates"),
-    ("kernels.columns", "kernels.stages"),
+    ("kernels.columns", "kernels.stages", "kernels.ensemble_contract"),
     ("kernels.tiles",),
     (
         "kernels.layout",
@@ -74,7 +74,7 @@ FLOORS = {room: floor for floor, rooms in enumerate(HOUSE) for room in rooms}
 _ASK_THE_VERSION = ("machine", "cli")
 
 # What callers of a slot or an engine must know; it computes nothing.
-_CONTRACT = ("kernels.contract", "kernels.marks")
+_CONTRACT = ("kernels.contract", "kernels.ensemble_contract", "kernels.marks")
 
 
 def room_of(module: str) -> str | None:
