@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import emulated_cuda
 import pytest
 from emulated_cuda import ROOMS, SOURCES
+from planting import planted_folder
 
 SCRIPT = Path(__file__).with_name("emulated_cuda_races.py")
 BARRIER = "__syncthreads();"
@@ -52,16 +53,9 @@ def run(folder: Path, rooms: tuple[str, ...], sources: Path, *, checked: bool) -
     return done.returncode, done.stderr
 
 
-def changed(folder: Path, file: str, old: str, new: str, which: int = 0) -> Path:
-    """Return a copy of the sources in which an occurrence of `old` in a file is replaced."""
-    copy = folder / "sources"
-    shutil.copytree(SOURCES, copy)
-    path = copy / file
-    parts = path.read_text("utf-8").split(old)
-    assert len(parts) > which + 1, f"{file} does not hold {old!r} that often"
-    before, after = old.join(parts[: which + 1]), old.join(parts[which + 1 :])
-    path.write_text(before + new + after, encoding="utf-8")
-    return copy
+def planted(folder: Path, *fault: Any) -> Path:
+    """Return a copy of the sources with a fault in it."""
+    return planted_folder(SOURCES, folder / "sources", *fault)
 
 
 @pytest.fixture
@@ -94,21 +88,21 @@ def rooms_of(file: str) -> tuple[str, ...]:
 @pytest.mark.usefixtures("thread_checker")
 @pytest.mark.parametrize(("file", "which"), barriers())
 def test_a_missing_barrier_is_found(tmp_path: Path, file: str, which: int) -> None:
-    sources = changed(tmp_path, file, BARRIER, "", which)
+    sources = planted(tmp_path, file, BARRIER, "", which)
     status, said = run(tmp_path / "built", rooms_of(file), sources, checked=True)
     assert status != 0
     assert "ThreadSanitizer: data race" in said, said[-4000:]
 
 
 def test_a_barrier_that_some_pass_by_is_found(tmp_path: Path) -> None:
-    sources = changed(tmp_path, "tiles.h", BARRIER, f"if (thread != 3) {BARRIER}")
+    sources = planted(tmp_path, "tiles.h", BARRIER, f"if (thread != 3) {BARRIER}")
     status, said = run(tmp_path / "built", ("products",), sources, checked=False)
     assert status != 0
     assert "wait at a barrier that others never come to" in said, said[-4000:]
 
 
 def test_a_write_past_a_shared_array_is_found(tmp_path: Path) -> None:
-    sources = changed(
+    sources = planted(
         tmp_path, "tiles.h", "2 * Right::NUMBERS", "2 * Right::NUMBERS - Right::SIZE - 1"
     )
     status, said = run(tmp_path / "built", ("products",), sources, checked=False)
@@ -117,13 +111,13 @@ def test_a_write_past_a_shared_array_is_found(tmp_path: Path) -> None:
 
 
 def test_too_much_shared_memory_is_found(tmp_path: Path) -> None:
-    sources = changed(tmp_path, "tiles.h", "2 * Right::NUMBERS", "500 * Right::NUMBERS")
+    sources = planted(tmp_path, "tiles.h", "2 * Right::NUMBERS", "500 * Right::NUMBERS")
     status, said = run(tmp_path / "built", ("products",), sources, checked=False)
     assert status != 0
     assert "more shared memory than 48 KiB" in said, said[-4000:]
 
 
 def test_a_float64_constant_in_float32_code_is_found(tmp_path: Path) -> None:
-    sources = changed(tmp_path, "functions.h", "T(0.01) * z", "0.01 * z")
+    sources = planted(tmp_path, "functions.h", "T(0.01) * z", "0.01 * z")
     with pytest.raises(RuntimeError, match=re.escape("double-promotion")):
         run(tmp_path / "built", ("products",), sources, checked=False)
