@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from planting import planted_module
 
 if not find_spec("numba") or not find_spec("numba_cuda"):
     pytest.skip("numba-cuda is not installed: it compiles these", allow_module_level=True)
@@ -27,11 +28,19 @@ from numba import cuda, types
 
 from fastneuron.kernels.device_plan import Blocks, tile_of
 from fastneuron.kernels.fused_plan import fused_plan
-from fastneuron.kernels.numba_cuda import columns, driver, fused, norms, outcome, products, updates
+from fastneuron.kernels.numba_cuda import (
+    columns,
+    driver,
+    fused,
+    norms,
+    outcome,
+    pointwise,
+    products,
+    updates,
+)
 from fastneuron.kernels.numba_cuda.dropout import dropout
 from fastneuron.kernels.numba_cuda.gather import gather
 from fastneuron.kernels.numba_cuda.losses import loss_rows
-from fastneuron.kernels.numba_cuda.pointwise import bias_activation
 from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import UpdateKind
@@ -115,7 +124,7 @@ def _light() -> dict[str, Promise]:
         "squares": Promise(outcome.squares(b.threads, b.chunk), "vBDi", 40, doubles=True),
         "judge": Promise(outcome.judge(b.threads, f32), "DDvIi", 40, doubles=True),
         "advance": Promise(outcome.advance(), "I", 16),
-        "bias": Promise(bias_activation(f32, "gelu", True, True, *lanes), "vvvii", 40),
+        "bias": Promise(pointwise.bias_activation(f32, "gelu", True, True, *lanes), "vvvii", 40),
         "gate": Promise(columns.gate(f32, "gelu", True, *down), "vvvvii", 64),
         "spread": Promise(columns.column_spread(f32, True, *down), "vvvii", 48),
         "norm sums": Promise(columns.norm_sums(f32, True, *down), "vvvvvii", 64),
@@ -182,9 +191,8 @@ def code_of(promise: Promise, target: tuple[int, int]) -> str:
     return str(code)
 
 
-@pytest.mark.parametrize("name", sorted(PROMISES))
-def test_what_is_promised_of_a_kernel(name: str, target: tuple[int, int], tmp_path: Path) -> None:
-    promise = PROMISES[name]
+def check(name: str, promise: Promise, target: tuple[int, int], folder: Path) -> None:
+    """Hold a kernel's code against what is promised of it."""
     code = code_of(promise, target)
     assert f".target sm_{target[0]}{target[1]}" in code
     if promise.dtype == "float32" and not promise.doubles:
@@ -195,11 +203,11 @@ def test_what_is_promised_of_a_kernel(name: str, target: tuple[int, int], tmp_pa
     assembles = assembler()
     if assembles is None:
         pytest.skip("ptxas is not installed (pip install nvidia-cuda-nvcc)")
-    source = tmp_path / "kernel.ptx"
+    source = folder / "kernel.ptx"
     source.write_text(code)
     arch = f"-arch=sm_{target[0]}{target[1]}"
     result = subprocess.run(
-        [assembles, "-v", arch, str(source), "-o", str(tmp_path / "kernel.cubin")],
+        [assembles, "-v", arch, str(source), "-o", str(folder / "kernel.cubin")],
         capture_output=True,
         text=True,
         check=False,
@@ -207,6 +215,40 @@ def test_what_is_promised_of_a_kernel(name: str, target: tuple[int, int], tmp_pa
     )
     assert result.returncode == 0, result.stderr
     spilled = {int(n) for n in re.findall(r"(\d+) bytes spill", result.stderr)}
-    assert spilled == {0}, f"{name}: {result.stderr}"
+    assert spilled == {0}, f"{name} spills registers: {result.stderr}"
     registers = max(int(n) for n in re.findall(r"Used (\d+) registers", result.stderr))
     assert registers <= promise.registers, f"{name}: {registers} registers"
+
+
+@pytest.mark.parametrize("name", sorted(PROMISES))
+def test_what_is_promised_of_a_kernel(name: str, target: tuple[int, int], tmp_path: Path) -> None:
+    check(name, PROMISES[name], target, tmp_path)
+
+
+def found(said: str, promise: Promise, target: tuple[int, int], folder: Path) -> None:
+    with pytest.raises(AssertionError, match=said):
+        check("the kernel", promise, target, folder)
+
+
+def test_float64_that_creeps_in_is_found(target: tuple[int, int], tmp_path: Path) -> None:
+    room = planted_module(pointwise.__name__, "= f(sum_of)", "= 0.1 * f(sum_of)")
+    b = Blocks()
+    kernel = room.bias_activation("float32", "gelu", True, True, b.lanes, b.rows)
+    promise = replace(PROMISES["bias"], kernel=kernel)
+    found("the kernel computes in float64", promise, target, tmp_path)
+
+
+def test_a_spill_is_found(target: tuple[int, int], tmp_path: Path) -> None:
+    promise = PROMISES["forward relu float32 in fours"]
+    tight = driver.kernel(promise.kernel.py_func, launch_bounds=(256, 4))  # 64 registers a thread
+    found("the kernel spills registers", replace(promise, kernel=tight), target, tmp_path)
+
+
+def test_a_register_too_many_is_found(target: tuple[int, int], tmp_path: Path) -> None:
+    promise = replace(PROMISES["forward relu float32 in fours"], registers=64)
+    found(r"the kernel: \d+ registers", promise, target, tmp_path)
+
+
+def test_narrow_loads_are_found(target: tuple[int, int], tmp_path: Path) -> None:
+    promise = replace(PROMISES["forward relu float32"], wide=True)
+    found("the kernel: 16-byte loads", promise, target, tmp_path)
