@@ -62,6 +62,8 @@ class FakeDriver:
 
     def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
         known = {16: 132, 13: 1_755_000, 36: 2_619_000, 37: 5120, 75: 9, 76: 0}
+        if attribute not in known:  # CUDA_ERROR_INVALID_VALUE: newer drivers know fewer
+            return 1
         value._obj.value = known[attribute]
         return 0
 
@@ -143,7 +145,9 @@ def test_what_is_missing_is_one_line_that_says_how_to_get_it(
     np.testing.assert_array_equal(net.layers[0].weight, before)
 
 
-def test_a_card_and_its_driver_are_described(machine: Any, capsys: Any) -> None:
+def test_a_card_and_its_driver_are_described(
+    machine: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(FakeDriver(), ALL)
     assert device_card.driver_version() == "13.1"
     (card,) = device_card.cards()
@@ -158,6 +162,13 @@ def test_a_card_and_its_driver_are_described(machine: Any, capsys: Any) -> None:
     assert main(["info"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Card of paper (9.0, 80.0 GiB, 132 multiprocessors); kernels by numba-cuda" in shown
+    monkeypatch.setattr(FakeDriver, "cuDeviceGetName", lambda *_: 3)
+    (unknown,) = device_card.cards()
+    assert unknown.name == "card 0 (cuDeviceGetName of NVIDIA's driver returned 3)"
+    assert unknown[1:] == ((0, 0), 0, 0, 0, 0, 0)
+    assert "does not tell how fast the card 0" in weigh(LARGE, unknown).why
+    with pytest.raises(OSError, match="cuDeviceGetName"):
+        device_card.card()
     machine(None)
     assert device_card.cards() == []
     assert device_card.driver_version() == ""

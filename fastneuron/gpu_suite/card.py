@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 import shutil
 import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastneuron.kernels import device_card
 
 __all__ = ["PACKAGES", "card", "tool", "versions"]
 
@@ -23,8 +23,6 @@ PACKAGES = (
 )  # fmt: skip
 #: Where a toolkit is that is not on PATH.
 TOOLKITS = (Path("/usr/local/cuda/bin"), Path("/opt/cuda/bin"))
-# Attributes of cuda.h's CUdevice_attribute.
-_ATTRIBUTES = {"multiprocessors": 16, "major": 75, "minor": 76, "l2_bytes": 38}
 
 
 def tool(name: str) -> str | None:
@@ -35,35 +33,31 @@ def tool(name: str) -> str | None:
 
 
 def card(driver: Any = None) -> dict[str, Any]:
-    """Return what the driver says of the first card.
+    """Return what the driver says of the first card, which is the one that engines use.
 
     Parameters
     ----------
     driver : ctypes.CDLL, optional
         The driver's library, or what stands for it.
+
+    Raises
+    ------
+    OSError
+        Where it refuses an answer.
     """
-    if driver is None:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-
-    def ask(name: str, *arguments: Any) -> None:
-        status = int(getattr(driver, name)(*arguments))
-        if status:
-            raise OSError(f"{name} of NVIDIA's driver returned {status}")
-
-    ask("cuInit", 0)
-    device, number = ctypes.c_int(), ctypes.c_int()
-    ask("cuDeviceGet", ctypes.byref(device), 0)
-    name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
-    ask("cuDeviceGetName", name, len(name), device)
-    ask("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
-    found: dict[str, Any] = {"name": name.value.decode(), "bytes": memory.value}
-    for what, code in _ATTRIBUTES.items():
-        ask("cuDeviceGetAttribute", ctypes.byref(number), code, device)
-        found[what] = number.value
-    ask("cuDriverGetVersion", ctypes.byref(number))
-    found["cuda"] = f"{number.value // 1000}.{number.value % 1000 // 10}"
-    found["driver"] = _driver_release()
-    return found
+    found = device_card.card(0, driver)
+    return {
+        "name": found.name,
+        "bytes": found.memory,
+        "multiprocessors": found.multiprocessors,
+        "major": found.capability[0],
+        "minor": found.capability[1],
+        "l2_bytes": found.cache,
+        "clock": found.clock,
+        "bandwidth": found.bandwidth,
+        "cuda": device_card.driver_version(driver) or "unknown",
+        "driver": _driver_release(),
+    }
 
 
 def _driver_release() -> str | None:
