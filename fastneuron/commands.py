@@ -99,6 +99,8 @@ def train(options: argparse.Namespace) -> None:
         print(json.dumps({"model": str(options.out), **result}, indent=2))
     elif talk:
         print(_describe_result(result))
+        if options.device == "auto":
+            print(f"why {history.backend}: {history.reason}")
         print(f"model written to {options.out}")
 
 
@@ -216,6 +218,7 @@ def _result(
     best = history.best_epoch
     return {
         "backend": history.backend,
+        "reason": history.reason,
         "epochs": len(history),
         "kept_epoch": len(history) if best is None else best + 1,
         "seconds": float(np.sum(history.seconds)),

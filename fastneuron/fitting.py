@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastneuron import initial
 from fastneuron.arrays import Array, as_class_weights, as_weights
+from fastneuron.backends import Backend
 from fastneuron.callbacks import CallbackLike, EarlyStopping, FitState, chunk_end_of, epoch_end_of
 from fastneuron.choice import chosen
 from fastneuron.chunks import Chunk, Network
@@ -53,6 +54,8 @@ class History:
         The last epoch, where the training was stopped before the epochs asked for.
     backend : str
         The backend that did the work.
+    reason : str
+        Why it was that one; with ``device="auto"``, what a card and the CPU were predicted to take.
     """
 
     loss: NDArray[np.float64]
@@ -62,6 +65,7 @@ class History:
     best_epoch: int | None = None
     stopped_epoch: int | None = None
     backend: str = ""
+    reason: str = ""
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -216,7 +220,7 @@ def fit(
     if stopping and stopping.best is not None:
         store.replace(*stopping.best)
     best_epoch = stopping.best_epoch if stopping else None
-    return records.history(best_epoch, stopped_epoch, trainer.backend.name)
+    return records.history(best_epoch, stopped_epoch, trainer.backend)
 
 
 class _Records:
@@ -252,7 +256,9 @@ class _Records:
         if chunk.part.ends_epoch:
             self._end()
 
-    def history(self, best_epoch: int | None, stopped_epoch: int | None, backend: str) -> History:
+    def history(
+        self, best_epoch: int | None, stopped_epoch: int | None, backend: Backend
+    ) -> History:
         """Return what was taken in; an epoch cut short counts by the batches it had."""
         if self._position:
             self._loss /= float(self._share[: self._position].sum())
@@ -264,7 +270,8 @@ class _Records:
             np.array(self.seconds),
             best_epoch,
             stopped_epoch,
-            backend,
+            backend.name,
+            backend.reason,
         )
 
     def _end(self) -> None:

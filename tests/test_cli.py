@@ -390,6 +390,8 @@ def test_a_backend_that_cannot_run_says_why(
     assert line == f"fastneuron: device='cuda': {problem}\n"
     line = fails(capsys, *arguments, "--device", "cuda", "--backend", "numpy")
     assert "contradict each other" in line
+    assert main([*map(str, arguments), "--device", "auto", "--epochs", "1"]) == 0
+    assert "device auto: CUDA cannot be used: " in capsys.readouterr().out
 
 
 def test_divergence_is_one_line(

@@ -220,6 +220,7 @@ def test_auto_without_a_card_says_why(machine: Any) -> None:
     assert "device auto: CUDA cannot be used: NVIDIA's driver is not" in trainer.plan["reason"]
     history = fn.mlp([2, 1]).fit([[1, 2]], [1], loss="mse", device="auto")
     assert history.backend != "cuda"
+    assert "device auto: CUDA cannot be used: NVIDIA's driver is not" in history.reason
 
 
 def test_auto_goes_where_the_model_says(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +479,7 @@ def test_a_drivers_errors_become_ours() -> None:
     assert isinstance(memory, fn.DeviceMemoryError)
     assert memory.whole
     half = fault_of(CudaAPIError(2, "CUDA_ERROR_OUT_OF_MEMORY"), whole=False)
-    assert half is not None
+    assert isinstance(half, fn.DeviceMemoryError)
     assert not half.whole
     for error in (
         CudaAPIError(700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
@@ -492,6 +493,19 @@ def test_a_drivers_errors_become_ours() -> None:
     assert isinstance(named, fn.DeviceMemoryError)
     for other in (RuntimeError("no"), ValueError("CUDA_ERROR_UNKNOWN"), fn.DeviceError("ours")):
         assert fault_of(other, whole=True) is None
+
+
+def test_a_compiler_that_is_not_there_is_named_with_how_to_get_it() -> None:
+    class DynamicLibNotFoundError(RuntimeError):
+        """As numba-cuda's finder of libraries raises it."""
+
+    error = DynamicLibNotFoundError('Failure finding "libnvvm.so":\n  No such file')
+    found = fault_of(error, whole=True)
+    assert type(found) is BackendUnavailable
+    assert str(found) == (
+        'numba-cuda finds nothing to compile with here (Failure finding "libnvvm.so": No such '
+        "file): pip install fastneuron[cuda] brings NVVM and NVRTC"
+    )
 
 
 def test_numba_cudas_own_error_is_recognised() -> None:

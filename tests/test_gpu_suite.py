@@ -237,6 +237,7 @@ def test_without_a_card_there_is_one_line_and_1(
         "no NVIDIA card is visible to the driver: look at nvidia-smi and CUDA_VISIBLE_DEVICES",
     ):
         monkeypatch.setattr(command, "missing_card", lambda problem=problem: problem)
+        monkeypatch.setattr(command.numba_cuda, "missing", lambda problem=problem: problem)
         assert command.main([]) == 1
         said = capsys.readouterr()
         assert (said.out, said.err) == ("", f"gpu_suite: {problem}\n")
@@ -253,6 +254,9 @@ def test_without_any_kernels_the_line_names_the_package_and_nvcc(
         "numba-cuda is not installed; the kernels in C++ cannot take their place: nvcc is not found"
     )
     assert command.nothing_to_run_on(simulated=False) == want
+    monkeypatch.setattr(command, "missing_card", lambda: "no driver")
+    assert command.nothing_to_run_on(simulated=False) == f"no driver; {want}"
+    monkeypatch.setattr(command, "missing_card", lambda: "")
     monkeypatch.setattr(command, "buildable", lambda place: "")
     assert command.nothing_to_run_on(simulated=False) == ""
     assert command.nothing_to_run_on(simulated=True).startswith("numba is not installed")

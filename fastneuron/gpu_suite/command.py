@@ -71,15 +71,13 @@ def nothing_to_run_on(*, simulated: bool) -> str:
         absent = [name for module, name in packages if not find_spec(module)]
         said = f"{absent[0]} is not installed" if absent else ""
         return f"{said} (pip install fastneuron[cuda])" if absent else ""
-    problem = missing_card()
-    if problem:
-        return problem
-    no_package = numba_cuda.missing()
-    no_build = buildable(PLACE)
-    built = find_spec("fastneuron.kernels._cython_cuda")
-    if no_package and no_build and not built:
-        return f"{no_package}; the kernels in C++ cannot take their place: {no_build}"
-    return ""
+    no_card, no_package = missing_card(), numba_cuda.missing()
+    problems = [no_card] if no_card else []
+    no_build = "" if find_spec("fastneuron.kernels._cython_cuda") else buildable(PLACE)
+    # Both at once: who has no card need not install anything.
+    if no_package not in ("", no_card) and no_build:
+        problems += [no_package, f"the kernels in C++ cannot take their place: {no_build}"]
+    return "; ".join(problems)
 
 
 class Session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fastneuron.errors import DeviceError, DeviceMemoryError
+from fastneuron.errors import BackendUnavailable, DeviceError, DeviceMemoryError
 
 __all__ = ["fault_of"]
 
@@ -12,11 +12,13 @@ __all__ = ["fault_of"]
 _OUT_OF_MEMORY = 2
 #: Errors of the driver's bindings, by name: they are not imported to be recognised.
 _CLASSES = {"CudaAPIError", "CudaDriverError", "CUDAError", "CudaSupportError"}
+#: What numba-cuda and its finder of libraries raise where there is nothing to compile with.
+_NO_COMPILER = {"DynamicLibNotFoundError", "NvvmSupportError", "NvrtcSupportError"}
 _NAMED = re.compile(r"CUDA_ERROR_[A-Z_]+")
 
 
-def fault_of(error: BaseException, *, whole: bool) -> DeviceError | None:
-    """Return the error to raise for what a driver raised; None for what came from elsewhere.
+def fault_of(error: BaseException, *, whole: bool) -> DeviceError | BackendUnavailable | None:
+    """Return the error to raise for what a driver or its compiler raised; None for all others.
 
     Parameters
     ----------
@@ -29,11 +31,15 @@ def fault_of(error: BaseException, *, whole: bool) -> DeviceError | None:
     if isinstance(error, MemoryError) and error.__cause__ is not None:  # said in our words already
         cause = fault_of(error.__cause__, whole=whole)
         return None if cause is None else DeviceMemoryError(str(error), whole=whole)
-    named = _NAMED.search(str(error))
-    driver = {each.__name__ for each in type(error).__mro__} & _CLASSES
-    if not (driver or (named and type(error) is RuntimeError)):
+    named, what = _NAMED.search(str(error)), " ".join(str(error).split())
+    classes = {each.__name__ for each in type(error).__mro__}
+    if classes & _NO_COMPILER:
+        return BackendUnavailable(
+            f"numba-cuda finds nothing to compile with here ({what}): pip install "
+            "fastneuron[cuda] brings NVVM and NVRTC"
+        )
+    if not (classes & _CLASSES or (named and type(error) is RuntimeError)):
         return None
-    what = " ".join(str(error).split())
     code = getattr(error, "code", None)
     if (code is not None and int(code) == _OUT_OF_MEMORY) or (
         named and named[0] == "CUDA_ERROR_OUT_OF_MEMORY"
