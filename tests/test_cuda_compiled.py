@@ -160,7 +160,7 @@ def _fused() -> dict[str, Promise]:
         step = fused.fused_step(plan, "cross_entropy", "float32", 256, False, True)
         found[f"fused step {activation}"] = Promise(step, "vIvIIIvvvii", 128)
         predict = fused.fused_forward(plan, "float32", 256)
-        found[f"fused forward {activation}"] = Promise(predict, "vvvii", 128)
+        found[f"fused forward {activation}"] = Promise(predict, "vvviii", 128)
     return found
 
 

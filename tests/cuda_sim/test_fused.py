@@ -115,7 +115,7 @@ def test_predictions_are_within_their_bounds_and_have_the_same_bits_in_any_batch
         out = device.out(len(x), of.spec.out_features, dtype=of.spec.dtype)
         kernel = fused_forward(plan, of.spec.dtype, THREADS)
         grid = blocks_of(len(x), ROWS), 1
-        launch(kernel, grid, plan, of.spec.dtype, x, flat, out, len(x), len(flat))
+        launch(kernel, grid, plan, of.spec.dtype, x, flat, out, len(x), 0, len(flat))
         return device.result(out, len(x), of.spec.out_features)
 
     got = predict(of.x)

@@ -396,7 +396,7 @@ class CudaEngine(Engine):
         if plan is None:
             return self._passes.forward(rows, count)
         kernel = fused_forward(plan, self.spec.dtype, threads)
-        arguments = rows.a[0], self._state.p, rows.a[-1], count, self._state.size
+        arguments = rows.a[0], self._state.p, rows.a[-1], count, 0, self._state.size
         return [
             self._with_shared(Launch(kernel, (blocks_of(count, plan.rows), 1), threads, arguments))
         ]

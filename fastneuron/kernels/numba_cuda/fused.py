@@ -1,19 +1,20 @@
 """A small network in one kernel: a block takes some rows of the batch through all layers and back.
 
 The rows' activations stay in shared memory, feature by feature, so that a thread reads four rows of
-a feature at a time; a layer's weight is copied there while it is needed. A delta takes the place of
-the activation that it belongs to. Idea: Mueller, Rousselle, Novak & Keller 2021, "Real-time neural
-radiance caching for path tracing", ACM TOG 40 (fully fused networks); here with biases, any width
-and float32 sums.
+a feature at a time; a layer's weight is copied there while it is needed, or all parameters lie
+there from the start (`FusedPlan.holds`). A delta takes the place of the activation that it belongs
+to. Idea: Mueller, Rousselle, Novak & Keller 2021, "Real-time neural radiance caching for path
+tracing", ACM TOG 40 (fully fused networks); here with biases, any width and float32 sums.
 
 Order: an output's sum starts from b and goes over I, as in `products`; a weight's gradient goes
-over the rows of a block, then over the blocks' partial sums (`columns.sum_partials`).
+over the rows of a tile, then over the tiles: here over the blocks' partial sums
+(`columns.sum_partials`), in `ensemble_kernel` as they come.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,62 @@ from fastneuron.kernels.numba_cuda import activations
 from fastneuron.kernels.numba_cuda.driver import ALIGNED, cuda, device_function, kernel
 from fastneuron.kernels.numba_cuda.losses import pair_of
 from fastneuron.kernels.numba_cuda.outcome import STEP
-from fastneuron.kernels.numba_cuda.vectors import load4_shared
+from fastneuron.kernels.numba_cuda.vectors import load4, load4_shared, store4_shared
 
-__all__ = ["fused_forward", "fused_step"]
+__all__ = [
+    "all_backward",
+    "all_forward",
+    "fused_forward",
+    "fused_step",
+    "hold_parameters",
+    "loss_of_rows",
+    "take_rows",
+]
+
+
+@cache
+def hold_parameters(plan: FusedPlan, threads: int) -> Any:
+    """Return a function that copies the flat vector to where a plan holds it."""
+    size, step = plan.flat, 4 * threads
+
+    @device_function
+    def hold(near, p, start):
+        for q in range(4 * cuda.threadIdx.x, size, step):
+            store4_shared(near, q, load4(p, start + q))
+
+    return hold
+
+
+@cache
+def take_rows(plan: FusedPlan, dtype: str, threads: int, ordered: bool) -> Any:
+    """Return a function: rows of x as the input's tile, with zeros in rows past `count`.
+
+    The rows are order[first], order[first + 1], ... where `ordered`, else first, first + 1, ...
+    """
+    zero = np.dtype(dtype).type(0)
+    rows, stride, inputs = plan.rows, plan.row_stride, plan.layers[0].inputs
+    across, at_in = whole(inputs), plan.tile_at[0]
+    size = across * rows
+    row_of = device_function((lambda order, i: order[i]) if ordered else (lambda order, i: i))
+
+    @device_function
+    def take(near, x, start, order, first, count):
+        for q in range(cuda.threadIdx.x, size, threads):
+            r, k = q // across, q % across
+            number = zero
+            if r < count and k < inputs:
+                number = x[start + row_of(order, first + r) * inputs + k]
+            near[at_in + k * stride + r] = number
+        cuda.syncthreads()
+
+    return take
 
 
 @cache
 def _copy_weight(layer: FusedLayer, dtype: str, threads: int) -> Any:
     """Return a function that copies a weight to shared memory, with zeros around it."""
     inputs, outputs, stride = layer.inputs, layer.outputs, layer.stride
-    size, at = whole(inputs) * stride, layer.weight_at
+    size, at, row = whole(inputs) * stride, layer.weight_at, layer.row
     zero = np.dtype(dtype).type(0)
 
     @device_function
@@ -41,7 +88,7 @@ def _copy_weight(layer: FusedLayer, dtype: str, threads: int) -> Any:
             i, o = q // stride, q % stride
             number = zero
             if i < inputs and o < outputs:
-                number = p[start + at + i * outputs + o]
+                number = p[start + at + i * row + o]
             near[q] = number
 
     return copy
@@ -49,7 +96,10 @@ def _copy_weight(layer: FusedLayer, dtype: str, threads: int) -> Any:
 
 @cache
 def _layer_forward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any:
-    """Return a function: the layer's output, zeros in rows past the batch, from its input."""
+    """Return a function: the layer's output, zeros in rows past the batch, from its input.
+
+    Where the plan holds the parameters, `near` stands for p too.
+    """
     layer, T = plan.layers[index], np.dtype(dtype).type
     zero = T(0)
     stride, rows = plan.row_stride, plan.rows // 4
@@ -58,12 +108,17 @@ def _layer_forward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any
     source, target, z_at = plan.tile_at[index], plan.tile_at[index + 1], plan.z_at[index]
     first_at, w_stride = z_at if layer.saves_z else target, layer.stride
     f = activations.value(layer.activation, dtype)
-    copy = _copy_weight(layer, dtype, threads)
+    copy, copies, weight = (
+        _copy_weight(layer, dtype, threads),
+        not plan.holds,
+        plan.weight_near(index),
+    )
 
     @device_function
     def forward(near, p, start, count):
-        copy(near, p, start)
-        cuda.syncthreads()
+        if copies:
+            copy(near, p, start)
+            cuda.syncthreads()
         for patch in range(cuda.threadIdx.x, patches, threads):
             row, column = patch % rows * 4, patch // rows * 4
             sums = cuda.local.array((4, 4), T)
@@ -75,7 +130,7 @@ def _layer_forward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any
                     sums[i, j] = first
             for k in range(inputs):
                 a = load4_shared(near, source + k * stride + row)
-                w = load4_shared(near, k * w_stride + column)
+                w = load4_shared(near, weight + k * w_stride + column)
                 for i in range(4):
                     for j in range(4):
                         sums[i, j] += a[i] * w[j]
@@ -97,23 +152,27 @@ def _layer_forward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any
 
 @cache
 def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any:
-    """Return a function: the layer's gradients, and the delta below in the place of its input."""
+    """Return a function: the layer's gradients, and the delta below in the place of its input.
+
+    The gradients are added to those of the tiles before where `adds`.
+    """
     layer, T = plan.layers[index], np.dtype(dtype).type
     zero = T(0)
     stride, rows = plan.row_stride, plan.rows // 4
     inputs, outputs, bias = layer.inputs, layer.outputs, layer.bias
     across, down = whole(inputs) // 4, whole(outputs) // 4
-    weight_at, bias_at, w_stride = layer.weight_at, layer.bias_at, layer.stride
+    weight_at, bias_at, to_row, w_stride = layer.weight_at, layer.bias_at, layer.row, layer.stride
     source, delta = plan.tile_at[index], plan.tile_at[index + 1]
-    goes_on, reloads = index > 0, index < len(plan.layers) - 1
+    goes_on = index > 0
+    copies = goes_on and not plan.holds and index < len(plan.layers) - 1
     below = plan.layers[index - 1] if goes_on else layer
     saved = plan.z_at[index - 1] if goes_on and below.saves_z else source
     slope = activations.derivative(below.activation, dtype)
-    copy = _copy_weight(layer, dtype, threads)
+    copy, weight = _copy_weight(layer, dtype, threads), plan.weight_near(index)
 
     @device_function
-    def backward(near, p, start, partials, base, count):
-        if goes_on and reloads:
+    def backward(near, p, start, gradient, base, count, adds):
+        if copies:
             copy(near, p, start)
         for patch in range(cuda.threadIdx.x, across * down, threads):
             # Neighbours take neighbouring features: their rows begin in different banks.
@@ -137,13 +196,15 @@ def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> An
                 for c in range(4):
                     to_i, to_o = i + r * across, o + c * down
                     if to_i < inputs and to_o < outputs:
-                        partials[base + weight_at + to_i * outputs + to_o] = sums[r, c]
+                        at = base + weight_at + to_i * to_row + to_o
+                        gradient[at] = gradient[at] + sums[r, c] if adds else sums[r, c]
         if bias:
             for o in range(cuda.threadIdx.x, outputs, threads):
                 total = zero
                 for row in range(count):
                     total += near[delta + o * stride + row]
-                partials[base + bias_at + o] = total
+                at = base + bias_at + o
+                gradient[at] = gradient[at] + total if adds else total
         cuda.syncthreads()
         if goes_on:
             for patch in range(cuda.threadIdx.x, rows * across, threads):
@@ -158,7 +219,7 @@ def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> An
                 for o in range(outputs):
                     d = load4_shared(near, delta + o * stride + row)
                     for c in range(4):
-                        w = near[(i + c) * w_stride + o]
+                        w = near[weight + (i + c) * w_stride + o]
                         for r in range(4):
                             sums[r, c] += d[r] * w
                 for c in range(4):
@@ -170,7 +231,9 @@ def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> An
     return backward
 
 
-def _all_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+@cache
+def all_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+    """Return a function: near, p, where p begins, count -> the tiles of all layers."""
     steps = [_layer_forward(plan, i, dtype, threads) for i in range(len(plan.layers))]
 
     def joined(before: Any, last: Any) -> Any:
@@ -181,33 +244,34 @@ def _all_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
 
         return both
 
-    result = steps[0]
-    for step in steps[1:]:
-        result = joined(result, step)
-    return result
+    return reduce(joined, steps)
 
 
-def _all_backward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+@cache
+def all_backward(plan: FusedPlan, dtype: str, threads: int) -> Any:
+    """Return a function: near, p, its start, gradient, its start, count, adds -> the gradient."""
     steps = [_layer_backward(plan, i, dtype, threads) for i in reversed(range(len(plan.layers)))]
 
     def joined(before: Any, last: Any) -> Any:
         @device_function
-        def both(near, p, start, partials, base, count):
-            before(near, p, start, partials, base, count)
-            last(near, p, start, partials, base, count)
+        def both(near, p, start, gradient, base, count, adds):
+            before(near, p, start, gradient, base, count, adds)
+            last(near, p, start, gradient, base, count, adds)
 
         return both
 
-    result = steps[0]
-    for step in steps[1:]:
-        result = joined(result, step)
-    return result
+    return reduce(joined, steps)
 
 
-def _loss_of_rows(
+@cache
+def loss_of_rows(
     plan: FusedPlan, loss: str, dtype: str, threads: int, weighted: bool, classes: bool
 ) -> Any:
-    """Return a function: the losses of the rows, and dL/dz in the place of the output."""
+    """Return a function: the losses of the rows, and dL/dz in the place of the output.
+
+    Its arguments: near; y, weight, order and losses, each followed by where the model's begin, or
+    the tile's; the tile's rows, the batch's.
+    """
     layer, T = plan.layers[-1], np.dtype(dtype).type
     outputs, stride, rows = layer.outputs, plan.row_stride, plan.rows
     at_out = plan.tile_at[-1]
@@ -218,7 +282,7 @@ def _loss_of_rows(
     if loss == "cross_entropy":
 
         @device_function
-        def of_row(near, y, sample, counts, batch, r):
+        def of_row(near, y, start, sample, counts, batch, r):
             top = near[at_out + r]
             for o in range(1, outputs):
                 if near[at_out + o * stride + r] > top:
@@ -229,17 +293,17 @@ def _loss_of_rows(
             for o in range(outputs):
                 total += T(math.exp(near[at_out + o * stride + r] - top))
                 if not classes:
-                    share_of_y += y[sample * outputs + o]
+                    share_of_y += y[start + sample * outputs + o]
             log_total, result = T(math.log(total)), zero
             for o in range(outputs):
                 at = o * stride + r
                 log_p = (near[at_out + at] - top) - log_total
                 if classes:
-                    target = one if y[sample] == o else zero
-                    if y[sample] == o:
+                    target = one if y[start + sample] == o else zero
+                    if y[start + sample] == o:
                         result -= log_p
                 else:
-                    target = y[sample * outputs + o]
+                    target = y[start + sample * outputs + o]
                     result -= target * log_p
                 d = counts * (T(math.exp(log_p)) * share_of_y - target) / T(batch)
                 near[at_out + at] = d * slope(near[at_saved + at])
@@ -248,25 +312,24 @@ def _loss_of_rows(
         pair = pair_of(loss, dtype)
 
         @device_function
-        def of_row(near, y, sample, counts, batch, r):
+        def of_row(near, y, start, sample, counts, batch, r):
             result = zero
             for o in range(outputs):
                 at = o * stride + r
-                each, steep = pair(near[at_out + at], y[sample * outputs + o])
+                each, steep = pair(near[at_out + at], y[start + sample * outputs + o])
                 result += each
                 d = counts * (steep * share) / T(batch)
                 near[at_out + at] = d * slope(near[at_saved + at])
             return counts * (result * share)
 
     @device_function
-    def of_rows(near, y, weight, order, first, row, count, losses, batch):
+    def of_rows(near, y, y_at, weight, weight_at, order, first, losses, at, count, batch):
         for r in range(cuda.threadIdx.x, rows, threads):
             if r < count:
-                sample, counts = order[first + row + r], one
+                sample, counts = order[first + r], one
                 if weighted:
-                    counts = weight[sample]
-                at = cuda.blockIdx.y * batch + row + r
-                losses[at] = of_row(near, y, sample, counts, batch, r)
+                    counts = weight[weight_at + sample]
+                losses[at + r] = of_row(near, y, y_at, sample, counts, batch, r)
         cuda.syncthreads()
 
     return of_rows
@@ -283,32 +346,25 @@ def fused_step(
     partials, which follow each other, and all share the data. Shared memory: `plan.numbers`.
     """
     kind = np.dtype(dtype)
-    zero = kind.type(0)
-    rows, stride, inputs = plan.rows, plan.row_stride, plan.layers[0].inputs
-    size, at_in = whole(inputs) * rows, plan.tile_at[0]
-    forward, backward = (make(plan, dtype, threads) for make in (_all_forward, _all_backward))
-    loss_of = _loss_of_rows(plan, loss, dtype, threads, weighted, classes)
+    zero, rows = kind.type(0), plan.rows
+    take = take_rows(plan, dtype, threads, True)
+    forward, backward = (make(plan, dtype, threads) for make in (all_forward, all_backward))
+    loss_of = loss_of_rows(plan, loss, dtype, threads, weighted, classes)
 
     def fused_training(x, y, weight, order, bounds, state, p, losses, partials, batch, numbers):
         near = cuda.shared.array(0, kind, ALIGNED)
-        thread, blocks = cuda.threadIdx.x, cuda.gridDim.x
-        start = cuda.blockIdx.y * numbers
-        base = (cuda.blockIdx.y * blocks + cuda.blockIdx.x) * numbers
-        first = bounds[state[STEP]]
-        for i in range(thread, numbers, threads):  # the gaps between arrays
+        model, blocks = cuda.blockIdx.y, cuda.gridDim.x
+        start = model * numbers
+        base = (model * blocks + cuda.blockIdx.x) * numbers
+        for i in range(cuda.threadIdx.x, numbers, threads):  # the gaps between arrays
             partials[base + i] = zero
         row = cuda.blockIdx.x * rows
-        count = min(rows, batch - row)
-        for q in range(thread, size, threads):
-            r, k = q // (size // rows), q % (size // rows)
-            number = zero
-            if r < count and k < inputs:
-                number = x[order[first + row + r] * inputs + k]
-            near[at_in + k * stride + r] = number
-        cuda.syncthreads()
+        first, count = bounds[state[STEP]] + row, min(rows, batch - row)
+        take(near, x, 0, order, first, count)
         forward(near, p, start, count)
-        loss_of(near, y, weight, order, first, row, count, losses, batch)
-        backward(near, p, start, partials, base, count)
+        at = model * batch + row
+        loss_of(near, y, 0, weight, 0, order, first, losses, at, count, batch)
+        backward(near, p, start, partials, base, count, False)
 
     # Two blocks a multiprocessor: 128 registers, which it keeps to without spilling.
     return kernel(fused_training, launch_bounds=(threads, 2))
@@ -318,28 +374,27 @@ def fused_step(
 def fused_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
     """Return the kernel of a prediction; a block takes `plan.rows` rows, blockIdx.y counts models.
 
-    Its arguments: x (B, I), p (n,) IN; out (models, B, O) OUT; B, n.
+    Its arguments: x (B, I), or (models, B, I) that many numbers apart; p (n,) IN; out (models, B,
+    O) OUT; B, numbers from model to model of x, n.
     """
     kind = np.dtype(dtype)
-    zero = kind.type(0)
-    rows, stride, inputs = plan.rows, plan.row_stride, plan.layers[0].inputs
-    outputs, at_out = plan.layers[-1].outputs, plan.tile_at[-1]
-    size, at_in = whole(inputs) * rows, plan.tile_at[0]
-    forward = _all_forward(plan, dtype, threads)
+    rows, stride, outputs = plan.rows, plan.row_stride, plan.layers[-1].outputs
+    at_out, holds = plan.tile_at[-1], plan.holds
+    take, hold = take_rows(plan, dtype, threads, False), hold_parameters(plan, threads)
+    forward = all_forward(plan, dtype, threads)
 
-    def fused_prediction(x, p, out, batch, numbers):
+    def fused_prediction(x, p, out, batch, apart, numbers):
         near = cuda.shared.array(0, kind, ALIGNED)
-        row = cuda.blockIdx.x * rows
+        model, row = cuda.blockIdx.y, cuda.blockIdx.x * rows
         count = min(rows, batch - row)
-        for q in range(cuda.threadIdx.x, size, threads):
-            r, k = q // (size // rows), q % (size // rows)
-            number = zero
-            if r < count and k < inputs:
-                number = x[(row + r) * inputs + k]
-            near[at_in + k * stride + r] = number
-        cuda.syncthreads()
-        forward(near, p, cuda.blockIdx.y * numbers, count)
-        first = (cuda.blockIdx.y * batch + row) * outputs
+        if holds:
+            hold(near, p, model * numbers)
+        take(near, x, model * apart, x, row, count)
+        if holds:
+            forward(near, near, 0, count)
+        else:
+            forward(near, p, model * numbers, count)
+        first = (model * batch + row) * outputs
         for q in range(cuda.threadIdx.x, count * outputs, threads):
             out[first + q] = near[at_out + q % outputs * stride + q // outputs]
 

@@ -18,10 +18,21 @@ import numpy as np
 
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_plan import ALIGNMENT, TRAINS
-from fastneuron.kernels.numba_cuda.driver import cuda, kernel
+from fastneuron.kernels.numba_cuda.driver import cuda, device_function, kernel
 from fastneuron.kernels.numba_cuda.sums import sum_of_lanes
 
-__all__ = ["STATUS", "STEP", "advance", "judge", "mean_loss", "squares"]
+__all__ = [
+    "STATUS",
+    "STEP",
+    "advance",
+    "clip_of",
+    "is_finite",
+    "judge",
+    "mean_loss",
+    "mean_of",
+    "squares",
+    "squares_of",
+]
 
 #: Places of the state.
 STEP, STATUS = 0, 1
@@ -31,22 +42,82 @@ _LOSS, _GRADIENT = int(Status.LOSS_NOT_FINITE), int(Status.GRADIENT_NOT_FINITE)
 
 
 @cache
+def mean_of(threads: int) -> Any:
+    """Return a function: (shared, rows, first, B) -> the mean of B rows' losses, in float64."""
+    total_of = sum_of_lanes(threads)
+    zero = np.float64(0)
+
+    @device_function
+    def mean(shared, rows, first, batch):
+        thread = cuda.threadIdx.x
+        own = zero
+        for i in range(thread, batch, threads):
+            own += np.float64(rows[first + i])
+        return total_of(shared, 0, thread, own) / np.float64(batch)
+
+    return mean
+
+
+@cache
+def squares_of(threads: int) -> Any:
+    """Return a function: the sum in float64 of the squares of a gradient, where it is trained.
+
+    Its arguments: shared, gradient, marks (of 16 numbers each); where both begin; the first number
+    after it, and the last but one.
+    """
+    total_of = sum_of_lanes(threads)
+    zero = np.float64(0)
+
+    @device_function
+    def total(shared, gradient, marks, start, marks_at, first, last):
+        thread = cuda.threadIdx.x
+        own = zero
+        for i in range(first + thread, last, threads):
+            if marks[marks_at + i // ALIGNMENT] & TRAINS:
+                own += np.float64(gradient[start + i]) * np.float64(gradient[start + i])
+        return total_of(shared, 0, thread, own)
+
+    return total
+
+
+@cache
+def is_finite(dtype: str) -> Any:
+    """Return a function: whether a step with such a squared norm is applied."""
+    most = np.float64(np.finfo(dtype).max)
+
+    @device_function
+    def finite(squared):
+        return squared <= most  # not of NaN
+
+    return finite
+
+
+@cache
+def clip_of(dtype: str) -> Any:
+    """Return a function: squared norm, limit -> the factor of the gradient."""
+    T = np.dtype(dtype).type
+    zero = np.float64(0)
+
+    @device_function
+    def factor(squared, limit):
+        norm = math.sqrt(squared)
+        return T(limit / norm) if zero < limit and limit < norm else T(1)
+
+    return factor
+
+
+@cache
 def mean_loss(threads: int) -> Any:
     """Return the kernel ``losses[step] = sum(rows) / B``, for one block.
 
     Its arguments: rows (B,) IN; losses (steps,) float64 OUT; state INOUT; B.
     """
-    total_of = sum_of_lanes(threads)
-    zero = np.float64(0)
+    mean_of_rows = mean_of(threads)
 
     def step_mean_loss(rows, losses, state, batch):
         shared = cuda.shared.array(threads, np.float64)
-        thread = cuda.threadIdx.x
-        own = zero
-        for i in range(thread, batch, threads):
-            own += np.float64(rows[i])
-        mean = total_of(shared, 0, thread, own) / np.float64(batch)
-        if thread == 0 and state[STATUS] == _OK:
+        mean = mean_of_rows(shared, rows, 0, batch)
+        if cuda.threadIdx.x == 0 and state[STATUS] == _OK:
             losses[state[STEP]] = mean
             if not math.isfinite(mean):
                 state[STATUS] = _LOSS
@@ -60,19 +131,13 @@ def squares(threads: int, chunk: int) -> Any:
 
     Its arguments: gradient (n,), marks (n / 16,) IN; partials (chunks,) float64 OUT; n.
     """
-    total_of = sum_of_lanes(threads)
-    zero = np.float64(0)
+    total_of = squares_of(threads)
 
     def gradient_squares(gradient, marks, partials, count):
         shared = cuda.shared.array(threads, np.float64)
-        thread = cuda.threadIdx.x
         first = cuda.blockIdx.x * chunk
-        own = zero
-        for i in range(first + thread, min(first + chunk, count), threads):
-            if marks[i // ALIGNMENT] & TRAINS:
-                own += np.float64(gradient[i]) * np.float64(gradient[i])
-        total = total_of(shared, 0, thread, own)
-        if thread == 0:
+        total = total_of(shared, gradient, marks, 0, 0, first, min(first + chunk, count))
+        if cuda.threadIdx.x == 0:
             partials[cuda.blockIdx.x] = total
 
     return kernel(gradient_squares)
@@ -85,9 +150,8 @@ def judge(threads: int, dtype: str) -> Any:
     Its arguments: partials (chunks,) and limits (steps,) float64 IN; clip (1,) OUT, the factor of
     the gradient; state INOUT; how many chunks. One block.
     """
-    total_of = sum_of_lanes(threads)
-    T = np.dtype(dtype).type
-    zero, most = np.float64(0), np.float64(np.finfo(dtype).max)
+    total_of, finite, factor = sum_of_lanes(threads), is_finite(dtype), clip_of(dtype)
+    zero = np.float64(0)
 
     def gradient_judge(partials, limits, clip, state, chunks):
         shared = cuda.shared.array(threads, np.float64)
@@ -97,10 +161,9 @@ def judge(threads: int, dtype: str) -> Any:
             own += partials[i]
         squared = total_of(shared, 0, thread, own)
         if thread == 0 and state[STATUS] == _OK:
-            if squared <= most:
-                limit, norm = limits[state[STEP]], math.sqrt(squared)
-                clip[0] = T(limit / norm) if zero < limit and limit < norm else T(1)
-            else:  # NaN too
+            if finite(squared):
+                clip[0] = factor(squared, limits[state[STEP]])
+            else:
                 state[STATUS] = _GRADIENT
 
     return kernel(gradient_judge)

@@ -30,7 +30,7 @@ from fastneuron.optimizers import (
     UpdateKind,
 )
 
-__all__ = ["COLUMNS", "table_of", "update"]
+__all__ = ["COLUMNS", "table_of", "update", "updated"]
 
 #: Further columns: 1 - BETA1 and 1 - BETA2.
 REST1, REST2 = N_SCALARS, N_SCALARS + 1
@@ -102,29 +102,46 @@ _STEPS: dict[UpdateKind, Callable[[Any], Callable[..., Any]]] = {
 
 
 @cache
+def updated(kind: UpdateKind, dtype: str) -> Any:
+    """Return a function: a number's new p, and its moments, of which a kind knows up to two.
+
+    Its arguments: p, its gradient after clipping, both moments, its mark, the table of scalars and
+    where in it the step's row begins.
+    """
+    T = np.dtype(dtype).type
+    zero = T(0)
+    step_of = device_function(_STEPS[kind](T))
+
+    @device_function
+    def step(p, g, m, v, mark, table, at):
+        shrink = zero
+        if mark & DECAYS:
+            g += table[at + L2] * p
+            shrink = table[at + SHRINK]
+        return step_of(p, g, m, v, table, at, shrink)
+
+    return step
+
+
+@cache
 def update(kind: UpdateKind, n_moments: int, dtype: str, threads: int) -> Any:
     """Return the kernel of one step, which does nothing where the chunk has failed.
 
     Its arguments: p (n,) INOUT; gradient (n,) IN; first, second (n,) INOUT, the moments, of which
     only `n_moments` are looked at; marks (n / 16,), table (steps, COLUMNS), clip (1,), state IN; n.
     """
-    T = np.dtype(dtype).type
-    zero = T(0)
-    step_of = device_function(_STEPS[kind](T))
+    zero = np.dtype(dtype).type(0)
+    step_of = updated(kind, dtype)
 
     def optimizer_update(p, gradient, first, second, marks, table, clip, state, count):
         i = cuda.blockIdx.x * threads + cuda.threadIdx.x
         if i < count and state[STATUS] == _OK:
             mark = marks[i // ALIGNMENT]
             if mark & TRAINS:
-                at = state[STEP] * COLUMNS
-                g, shrink = clip[0] * gradient[i], zero
-                if mark & DECAYS:
-                    g += table[at + L2] * p[i]
-                    shrink = table[at + SHRINK]
                 m = first[i] if n_moments > 0 else zero
                 v = second[i] if n_moments > 1 else zero
-                p[i], m, v = step_of(p[i], g, m, v, table, at, shrink)
+                at = state[STEP] * COLUMNS
+                p[i], m, v = step_of(p[i], clip[0] * gradient[i], m, v, mark, table, at)
                 if n_moments > 0:
                     first[i] = m
                 if n_moments > 1:
