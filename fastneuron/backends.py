@@ -7,7 +7,7 @@ name runs or raises; only "auto" chooses, and says why.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -21,6 +21,8 @@ from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
 from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
 from fastneuron.kernels.device_card import Card, cards, driver_version
 from fastneuron.kernels.device_supply import supply
+from fastneuron.kernels.each_alone import EachAlone
+from fastneuron.kernels.ensemble_contract import EnsembleEngine
 from fastneuron.kernels.precision import check_precision
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
@@ -66,6 +68,7 @@ class _Parts(NamedTuple):
     has_engine: bool
     instruction_set: str = ""
     ceilings: Ceilings | None = None
+    ensemble: Callable[..., EnsembleEngine | None] | None = None
 
 
 _chosen: ContextVar[str | None] = ContextVar("fastneuron_backend", default=None)
@@ -155,6 +158,20 @@ class Backend:
         if precision != "float32":  # which is what every engine computes in
             given["precision"] = precision
         return _load(self.name).engine(spec, loss, optimizer, **given)
+
+    def ensemble_engine(
+        self, spec: NetworkSpec, loss: Loss | None, optimizers: Sequence[Optimizer], **given: Any
+    ) -> EnsembleEngine:
+        """Return a new engine of many networks at once: the backend's own, else `EachAlone`.
+
+        `given`: n_threads and batch_size, as in `engine`.
+        """
+        own = _load(self.name).ensemble
+        engine = own(spec, loss, optimizers, **given) if own else None
+        # Compiled kernels for the CPU let go of the interpreter; NumPy's steps are Python.
+        compiled = self.has_engine and self.name != "numpy" and self.device == "cpu"
+        given.update(make=self.engine, side_by_side=compiled)
+        return engine or EachAlone(spec, loss, optimizers, **given)
 
 
 def available() -> dict[str, Backend | BackendUnavailable]:
@@ -401,7 +418,9 @@ def _import(name: str) -> _Parts:
             given: Mapping[str, Slot] = device.slots() if hasattr(device, "slots") else {}
             slots = {**_load("numpy").slots, **given}
             origin = {slot: name if slot in given else "numpy" for slot in SLOTS}
-            return _Parts(slots, origin, getattr(device, made.engine), True)
+            room = import_module(".".join(made.module.split(".")[:3]))
+            many = getattr(room, "ensemble_engine", None)
+            return _Parts(slots, origin, getattr(device, made.engine), True, ensemble=many)
         module = import_module(f"fastneuron.kernels.{name}_cpu")
         own: Mapping[str, Slot] = module.SLOTS
         engine = getattr(module, f"{name.title()}Engine", None)

@@ -22,7 +22,7 @@ HOUSE = (
     ("keys",),
     ("kernels.contract", "rates"),
     ("kernels.columns", "kernels.stages", "kernels.ensemble_contract"),
-    ("kernels.tiles",),
+    ("kernels.tiles", "kernels.each_alone"),
     (
         "kernels.layout",
         "kernels._cython_cpu",

@@ -118,9 +118,10 @@ class EnsembleEngine(ABC):
         ----------
         x : (n, I) T, the same rows for all models, or (M, n, I), each its own
         y : (n, O) or (M, n, O) T, or (n,) or (M, n) int64 class numbers for cross-entropy
-            Shared or each its own as x is.
+            Shared or each its own, whatever x is.
         weight : (n,) or (M, n) T, or None
-            Sample weights, shared or each its own as x is; scaled as `Engine.run` says.
+            Sample weights, likewise: bootstraps weigh shared rows each in a way of its own. Each
+            model's are scaled as `Engine.run` says.
         order : (M, k) int64, or (1, k) where all models meet the rows in one order
         bounds : (steps + 1,) int64, ascending, no empty batch
         scalars : (steps, M, N_SCALARS) float64
@@ -133,7 +134,8 @@ class EnsembleEngine(ABC):
         -------
         EnsembleOutcome
             A step that would make anything of a model non-finite is not applied, and that model
-            takes no further step; the others go on.
+            takes no further step in this call; the others go on. Nothing is remembered: who wants
+            a model to stay stopped loads parameters of NaN, with which no step is ever applied.
         """
 
     @abstractmethod
