@@ -33,7 +33,8 @@ FLAGS = (
 )
 ROOMS = ("products", "elementwise", "losses", "updates", "norms", "memory")
 LARGE, SMALL, TINY = range(3)
-GUARD, GUARD_BYTES = 0xA5, 64
+#: As many that a planted fault, a row past the last, stays inside.
+GUARD, GUARD_BYTES = 0xA5, 1024
 
 Array = np.ndarray[Any, Any]
 

@@ -30,9 +30,14 @@ SHAPES = [(1, 2, 3), (5, 4, 7), (7, 9, 2), (4, 1, 6), (3, 130, 5)]
 SCRATCH = np.zeros(4096 + 64, np.uint8)
 
 
+#: Bytes behind an array in which a planted fault may read and write: it must not reach what others
+#: hold, or the process ends long after the test.
+BEHIND = 4096
+
+
 def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy that begins at a multiple of 64 bytes."""
-    room = np.zeros(array.nbytes + 64, np.uint8)
+    """A copy that begins at a multiple of 64 bytes, with room behind it."""
+    room = np.zeros(array.nbytes + 64 + BEHIND, np.uint8)
     first = -room.ctypes.data % 64
     copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
