@@ -86,10 +86,10 @@ class Intake:
 
     def hold(self, x: Any, y: Any, weight: Array | None) -> None:
         """Put a data set on the device for calls to come; what is too large goes call by call."""
-        engine: Any = self._live.engine
-        if not engine.takes_device_arrays or self._held is x:
+        if not self._on_device or self._held is x:
             return
         self._held = x
+        engine = self._live.engine
         try:
             self._live.asked(engine.hold, x, y, weight)
         except DeviceMemoryError as error:
@@ -100,9 +100,8 @@ class Intake:
     def let_go(self) -> None:
         """Let the owners of what was held free it."""
         self._held = None
-        engine: Any = self._live.engine
-        if not self._live.gone and engine.takes_device_arrays:
-            engine.let_go()
+        if not self._live.gone:
+            self._live.engine.let_go()
 
     def keep(self) -> None:
         """Bring the parameters to the host where it is time to: they outlive the device."""

@@ -45,6 +45,7 @@ HOUSE = (
         "kernels.constants",
         "kernels.fused_plan",
         "kernels.device_memory",
+        "kernels.device_engine",
     ),
     ("kernels.cost", "kernels.device_passes", "kernels.device_slots"),
     ("kernels.explanation",),

@@ -110,9 +110,9 @@ class Engine(ABC):
     ----------
     takes_device_arrays : bool
         Whether rows, targets and dL/d(output) may be a `DeviceArray`; then results that belong to
-        rows are one too. Such an engine has ``fetch(array)``, which copies one to the host,
-        ``hold(x, y, weight)``, after which `run` finds these very arrays on the device, and
-        ``let_go()``, after which it holds no data. It raises `DeviceError` where the device fails.
+        rows are one too. Such an engine has ``fetch(array)``, which copies one to the host.
+
+    An engine on a device raises `DeviceError` where the device fails.
     """
 
     takes_device_arrays = False
@@ -155,6 +155,15 @@ class Engine(ABC):
     @abstractmethod
     def export_moments(self) -> list[Parameters]:
         """Return fresh row-major copies of the optimizer's moments."""
+
+    def hold(self, x: Array, y: Array, weight: Array | None) -> None:  # noqa: B027
+        """Get ready for many calls of `run` on these very arrays, which are not written to.
+
+        An engine on a device puts them there; one on the host has nothing to do.
+        """
+
+    def let_go(self) -> None:  # noqa: B027
+        """Hold no data any more."""
 
     @abstractmethod
     def run(

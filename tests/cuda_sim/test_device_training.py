@@ -14,6 +14,7 @@ import pytest
 import fastneuron as fn
 from fastneuron import backends, dlpack, intake
 from fastneuron.device_arrays import DeviceArray, device_array
+from fastneuron.kernels import device_engine
 from fastneuron.kernels.device_cost import launches_of
 from fastneuron.kernels.device_plan import Blocks, Tile
 from fastneuron.kernels.numba_cuda import driver, resident
@@ -278,7 +279,7 @@ def test_a_prediction_of_many_blocks_is_that_of_one(monkeypatch: pytest.MonkeyPa
     net = network()
     with backends.use("cuda"):
         want = net.forward(X)
-    monkeypatch.setattr(engine_room, "_PREDICTED_ROWS", 4)
+    monkeypatch.setattr(device_engine, "_PREDICTED_ROWS", 4)
     np.testing.assert_array_equal(network().forward(ByInterface(X)).copy_to_host(), want)
 
 
@@ -368,7 +369,7 @@ def test_validation_and_predictions_of_rows_on_the_device() -> None:
 def test_an_engine_that_takes_no_device_arrays_trains_on_a_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As the compiled one may be: it has neither `hold` nor `let_go`."""
+    """As the compiled one: it holds what lies on the host."""
     nets = network(), network()
     want = fn.Trainer(nets[0], "mse", device="cuda", **SGD).run(X, Y)
     plain = backends._loaded["cuda"]._replace(engine=engine_room.CudaEngine)
@@ -514,9 +515,9 @@ def test_a_vector_that_moved_before_memory_ran_out_is_not_launched_on_again(
     real = engine_room.Vector.put
     calls = []
 
-    def put(vector, numbers, stream):
+    def put(vector, numbers):
         calls.append(numbers)
-        return out_of_memory() if len(calls) == 2 else real(vector, numbers, stream)
+        return out_of_memory() if len(calls) == 2 else real(vector, numbers)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine_room.Vector, "put", put)
@@ -529,7 +530,7 @@ def test_a_vector_that_moved_before_memory_ran_out_is_not_launched_on_again(
 def test_a_data_set_that_is_too_large_goes_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     nets = network(), network()
     want = fn.Trainer(nets[0], "mse", device="cuda", **SGD).run(X, Y, epochs=2)
-    monkeypatch.setattr(engine_room.CudaEngine, "hold", out_of_memory)
+    monkeypatch.setattr(engine_room.CudaEngine, "hold", device_engine.watched(out_of_memory))
     got = fn.Trainer(nets[1], "mse", device="cuda", **SGD).run(X, Y, epochs=2)
     np.testing.assert_array_equal(got, want)
     same(*nets)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastneuron.errors import BackendUnavailable
-from fastneuron.kernels.contract import (
-    Array,
-    Engine,
-    Outcome,
-    Parameters,
-    Statistics,
-    Status,
-)
+from fastneuron.kernels.contract import Array
+from fastneuron.kernels.device_engine import DeviceEngine, watched
 from fastneuron.kernels.device_plan import Blocks, Tile, blocks_of, tile_of
 from fastneuron.kernels.fused_plan import FUSED_ROWS, fused_plan
 from fastneuron.kernels.numba_cuda import missing, outcome, updates
@@ -32,18 +25,13 @@ from fastneuron.kernels.numba_cuda.rows import Rows
 from fastneuron.kernels.numba_cuda.state import Chunk, State, Vector
 from fastneuron.kernels.precision import check_precision
 from fastneuron.losses import Loss
-from fastneuron.optimizers import N_SCALARS, Optimizer
+from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
 
 __all__ = ["CudaEngine"]
 
-# Rows of a prediction that are on the device at a time, where the batches are smaller.
-_PREDICTED_ROWS = 8192
-# Lengths of predictions whose launches are kept.
-_PREPARED = 64
 
-
-class CudaEngine(Engine):
+class CudaEngine(DeviceEngine):
     """Training state in flat vectors on the device, and the step on it as a fixed row of launches.
 
     Parameters
@@ -68,8 +56,9 @@ class CudaEngine(Engine):
         Where the precision does not exist, or not for the network's dtype.
     """
 
-    backend = "cuda"
+    _vector: ClassVar[type[Vector]] = Vector  # of data
 
+    @watched
     def __init__(
         self,
         spec: NetworkSpec,
@@ -84,7 +73,7 @@ class CudaEngine(Engine):
         fused_rows: tuple[int, ...] = FUSED_ROWS,
         library: Provider | None = None,
     ) -> None:
-        super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
+        super().__init__(spec, loss, optimizer, n_threads, batch_size)
         check_precision(precision, spec.dtype, self.backend)
         problem = missing()
         if problem:
@@ -100,154 +89,21 @@ class CudaEngine(Engine):
         of = spec, self._tile, self._blocks, self._state, self._chunk
         self._passes = LibraryPasses(*of, self._library) if self._library else Passes(*of)
         self._precision = precision
-        self._data = (Vector(spec.dtype), Vector(spec.dtype), Vector(spec.dtype))
-        self._labels = Vector(np.int64)
-        self._norms = Vector(np.float64)
+        dtypes = spec.dtype, spec.dtype, spec.dtype, np.int64
+        self._data = [self._vector(dtype, self._stream) for dtype in dtypes]
+        self._norms = Vector(np.float64, self._stream)
         self._norms.make_room(blocks_of(self._state.size, self._blocks.chunk))
-        self._training: Rows | None = None
-        self._inference: Rows | None = None
-        self._steps: dict[tuple[Any, ...], list[Callable[[], None]]] = {}
-        self._predictions: dict[int, list[Callable[[], None]]] = {}
-        self._graphs: dict[tuple[Any, ...], Graph] = {}
         self._no_graphs = why_not()
-        self._held: tuple[Array, Array, Array | None] | None = None
-        self._kept_rows = 0
-
-    def load(self, parameters: Parameters) -> None:
-        self._state.load(self._state.p, parameters)
-
-    def export(self) -> Parameters:
-        return self._state.export(self._state.p)
-
-    def load_statistics(self, statistics: Statistics) -> None:
-        self._state.load_statistics(statistics)
-
-    def export_statistics(self) -> Statistics:
-        return self._state.export_statistics()
-
-    def load_moments(self, moments: Sequence[Parameters]) -> None:
-        for vector, moment in zip(self._state.moments, moments, strict=True):
-            self._state.load(vector, moment)
-
-    def export_moments(self) -> list[Parameters]:
-        return [self._state.export(vector) for vector in self._state.moments]
-
-    def hold(self, x: Array, y: Array, weight: Array | None) -> None:
-        """Copy a data set to the device, where `run` finds it when it is given these very arrays.
-
-        They must not be written to until others are held.
-        """
-        self._put_data(x, y, weight)
-        self._held = (x, y, weight)
-
-    def run(
-        self,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        order: NDArray[np.int64],
-        bounds: NDArray[np.int64],
-        scalars: NDArray[np.float64],
-        losses: NDArray[np.float64],
-    ) -> Outcome:
-        sizes = np.diff(bounds)
-        if not len(sizes):
-            return Outcome(Status.OK, 0)
-        rows = self._training_rows(int(sizes.max()))
-        held = self._held
-        if held is None or any(a is not b for a, b in zip(held, (x, y, weight), strict=True)):
-            # Only the rows that are asked for, in the order in which they are met.
-            order = order[bounds[0] : bounds[-1]]
-            x, y = x[order], y[order]
-            weight = None if weight is None else weight[order]
-            order, bounds = np.arange(len(order)), bounds - bounds[0]
-            self._held = None
-            self._put_data(x, y, weight)
-        moved = [
-            self._chunk.begin(scalars),
-            self._chunk.order.put(order, self._stream),
-            self._chunk.bounds.put(bounds, self._stream),
-        ]
-        if any(moved):
-            self._forget()
-        for size in sizes.tolist():
-            self._step(rows, size, weight is not None, y.ndim == 1)
-        status, steps, kept = self._chunk.end()
-        written = min(steps + (status != Status.OK), len(sizes))
-        losses[:written] = kept[:written]
-        return Outcome(status, steps)
-
-    def forward(self, x: Array) -> Array:
-        out = np.empty((len(x), self.spec.out_features), self.spec.dtype)
-        most = max(self.batch_size, min(len(x), _PREDICTED_ROWS))
-        if len(x) and (self._inference is None or self._inference.count < most):
-            self._inference = self._new_rows(most, training=False)
-            self._predictions.clear()
-        for first in range(0, len(x), most):
-            assert self._inference is not None
-            part = x[first : first + most]
-            out[first : first + most] = self._outputs(self._inference, part)
-        return out
-
-    def forward_keep(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Array:
-        rows = self._training_rows(len(x))
-        self._begin(scalars)
-        self._kept_rows = len(x)
-        return self._outputs(rows, x)
-
-    def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
-        count = self._kept_rows
-        rows = self._training_rows(count)
-        if self._chunk.begin(scalars[None], new_keys=False):
-            self._forget()
-        self._take(rows.d[-1], dout)
-        launches = self._passes.backward(rows, count, need_dx=True) + self._apply(rows, count)
-        run_all(prepared(launches, self._stream))
-        dx = self._get(rows.d[0], count, self.spec.in_features)
-        status, steps, _ = self._chunk.end()
-        return dx, Outcome(status, steps)
-
-    def gradients(
-        self, x: Array, y: Array, weight: Array | None, scalars: NDArray[np.float64] | None = None
-    ) -> tuple[float, Parameters]:
-        count = len(x)
-        rows = self._training_rows(count)
-        self._begin(scalars)
-        self._take(rows.a[0], x)
-        self._take(rows.classes if y.ndim == 1 else rows.y, y)
-        if weight is not None:
-            self._take(rows.weight, weight)
-        launches = self._passes.forward(rows, count)
-        launches += self._loss(rows, count, weight is not None, y.ndim == 1)
-        launches.append(self._mean_loss(rows, count))
-        launches += self._passes.backward(rows, count, need_dx=False)
-        run_all(prepared(launches, self._stream))
-        gradient = self._state.export(self._state.g)
-        _, _, losses = self._chunk.end()
-        return float(losses[0]), gradient
 
     def plan(self) -> dict[str, Any]:
-        rows = [each for each in (self._training, self._inference) if each is not None]
-        data = sum(vector.nbytes for vector in (*self._data, self._labels))
-        tile = self._tile
+        plan, tile, fused = super().plan(), self._tile, self._fused
+        plan["buffer_bytes"]["library"] = self._library.nbytes if self._library else 0
         return {
-            "backend": self.backend,
-            "n_threads": None,
-            "threads_reason": "the device runs as many as there are",
-            "buffer_bytes": {
-                **self._state.nbytes,
-                "batches": sum(each.nbytes for each in rows),
-                "data": data,
-                "library": self._library.nbytes if self._library else 0,
-            },
-            "phases": ["gather", "forward", "loss", "backward", "update"],
-            "fused": "layer by layer"
-            if self._fused is None
-            else f"{self._fused.rows} rows a block",
+            **plan,
+            "fused": "layer by layer" if fused is None else f"{fused.rows} rows a block",
             "precision": self._precision,
             "products": self._no_library or self._chosen(),
             "tile": f"{tile.rows}x{tile.columns}x{tile.depth}",
-            "graph": self._no_graphs or "each step is one launch of a recorded graph",
         }
 
     def _chosen(self) -> dict[str, str]:
@@ -262,61 +118,42 @@ class CudaEngine(Engine):
             for key, choice in self._library.made.items()
         }
 
-    def _step(self, rows: Rows, size: int, weighted: bool, classes: bool) -> None:
-        """Queue one step: the first of its kind one launch at a time, later ones as a graph."""
-        kind = size, weighted, classes
-        graph = self._graphs.get(kind)
-        if graph is not None:
-            graph.replay()
-            return
-        known = kind in self._steps
-        if not known:
-            fused = self._fused_step(rows, size, weighted, classes)
-            by_layer = fused or [
-                *self._gather(rows, size, weighted, classes),
-                *self._passes.forward(rows, size),
-                *self._loss(rows, size, weighted, classes),
-                *self._passes.backward(rows, size, need_dx=False),
-            ]
-            launches = [*by_layer, self._mean_loss(rows, size), *self._apply(rows, size)]
-            self._steps[kind] = prepared(launches, self._stream)
-        calls = self._steps[kind]
-        if known and not self._no_graphs:
-            try:
-                graph = Graph(self._stream, lambda: run_all(calls))
-            except RuntimeError as error:
-                self._no_graphs = f"the driver cannot record launches: {error}"
-            else:
-                self._graphs[kind] = graph
-                graph.replay()
-                return
-        run_all(calls)
+    def _step(self, size: int, weighted: bool, classes: bool) -> list[Launch]:
+        rows = self._training
+        by_layer = self._fused_step(rows, size, weighted, classes) or [
+            *self._gather(rows, size, weighted, classes),
+            *self._passes.forward(rows, size),
+            self._row_losses(rows, size, weighted, classes),
+            *self._passes.backward(rows, size, need_dx=False),
+        ]
+        return [*by_layer, self._mean_loss(rows, size), *self._apply(rows, size)]
 
     def _gather(self, rows: Rows, size: int, weighted: bool, classes: bool) -> list[Launch]:
         cut = self._blocks.lanes, self._blocks.rows
         grid, kernel = blocks_of(size, cut[1]), gather(*cut)
         chunk = self._chunk
-        data = [(self._data[0].array, rows.a[0], self.spec.in_features)]
-        if classes:
-            data.append((self._labels.array, rows.classes, 1))
-        else:
-            data.append((self._data[1].array, rows.y, self.spec.out_features))
+        x, y, weight, labels = (vector.array for vector in self._data)
+        data = [(x, rows.a[0], self.spec.in_features)]
+        data.append((labels, rows.classes, 1) if classes else (y, rows.y, self.spec.out_features))
         if weighted:
-            data.append((self._data[2].array, rows.weight, 1))
+            data.append((weight, rows.weight, 1))
         where = chunk.order.array, chunk.bounds.array, chunk.state
         return [
             Launch(kernel, grid, cut, (source, *where, out, size, width))
             for source, out, width in data
         ]
 
-    def _loss(self, rows: Rows, size: int, weighted: bool, classes: bool) -> list[Launch]:
+    def _loss(self, rows: Rows, count: int, weighted: bool, classes: bool) -> list[Launch]:
+        return [self._row_losses(rows, count, weighted, classes), self._mean_loss(rows, count)]
+
+    def _row_losses(self, rows: Rows, size: int, weighted: bool, classes: bool) -> Launch:
         assert self.loss is not None
         b, width = self._blocks, self.spec.out_features
         kernel = loss_rows(self.loss.name, self.spec.dtype, b.lanes, b.rows, weighted, classes)
         y = rows.classes if classes else rows.y
         vectors = rows.a[-1], y, rows.weight, rows.losses, rows.d[-1]
         grid, block = blocks_of(size, b.rows), (b.lanes, b.rows)
-        return [Launch(kernel, grid, block, (*vectors, size, width))]
+        return Launch(kernel, grid, block, (*vectors, size, width))
 
     def _mean_loss(self, rows: Rows, size: int) -> Launch:
         threads = self._blocks.threads
@@ -331,8 +168,8 @@ class CudaEngine(Engine):
         assert self.loss is not None
         dtype, threads, blocks = self.spec.dtype, self._blocks.threads, blocks_of(size, plan.rows)
         kernel = fused_step(plan, self.loss.name, dtype, threads, weighted, classes)
-        target = (self._labels if classes else self._data[1]).array
-        data = self._data[0].array, target, self._data[2].array
+        x, y, weight, labels = (vector.array for vector in self._data)
+        data = x, labels if classes else y, weight
         where = chunk.order.array, chunk.bounds.array, chunk.state
         arguments = (*data, *where, state.p, rows.losses, rows.scratch, size, state.size)
         return [
@@ -371,24 +208,17 @@ class CudaEngine(Engine):
         launches.append(Launch(outcome.advance(), 1, 1, (chunk.state,)))
         return launches
 
-    def _begin(self, scalars: NDArray[np.float64] | None) -> None:
-        if self._chunk.begin(np.zeros((1, N_SCALARS)) if scalars is None else scalars[:1]):
-            self._forget()
+    def _prepared(self, launches: list[Launch]) -> list[Callable[[], None]]:
+        return prepared(launches, self._stream)
 
-    def _outputs(self, rows: Rows, x: Array) -> Array:
-        self._take(rows.a[0], x)
-        if rows.training:
-            run_all(prepared(self._passes.forward(rows, len(x)), self._stream))
-        else:
-            if len(x) not in self._predictions:
-                if len(self._predictions) >= _PREPARED:
-                    self._predictions.clear()
-                self._predictions[len(x)] = prepared(self._predict(rows, len(x)), self._stream)
-            run_all(self._predictions[len(x)])
-        return self._get(rows.a[-1], len(x), self.spec.out_features)
+    def _queue(self, prepared: list[Callable[[], None]], times: int = 1) -> None:
+        for _ in range(times):
+            run_all(prepared)
+
+    def _record(self, prepared: list[Callable[[], None]], times: int) -> Graph:
+        return Graph(self._stream, lambda: self._queue(prepared, times))
 
     def _take(self, vector: Any, array: Array) -> None:
-        """Copy an array to the start of a vector."""
         put(vector, np.ascontiguousarray(array).reshape(-1), self._stream)
 
     def _predict(self, rows: Rows, count: int) -> list[Launch]:
@@ -406,22 +236,6 @@ class CudaEngine(Engine):
         self._stream.synchronize()
         return numbers.reshape(count, width)
 
-    def _put_data(self, x: Array, y: Array, weight: Array | None) -> None:
-        moved = [
-            self._data[0].put(x, self._stream),
-            (self._labels if y.ndim == 1 else self._data[1]).put(y, self._stream),
-        ]
-        if weight is not None:
-            moved.append(self._data[2].put(weight, self._stream))
-        if any(moved):
-            self._forget()
-
-    def _training_rows(self, count: int) -> Rows:
-        if self._training is None or self._training.count < count:
-            self._training = self._new_rows(max(count, self.batch_size), training=True)
-            self._forget()
-        return self._training
-
     def _new_rows(self, count: int, *, training: bool) -> Rows:
         plan = self._fused
         partials = 0
@@ -430,8 +244,3 @@ class CudaEngine(Engine):
         return Rows(
             self.spec, count, self._tile, self._blocks, training=training, partials=partials
         )
-
-    def _forget(self) -> None:
-        """Forget launches on vectors that have moved."""
-        self._steps.clear()
-        self._graphs.clear()

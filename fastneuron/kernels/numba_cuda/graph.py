@@ -53,7 +53,8 @@ class Graph:
     def __init__(self, stream: Any, launch: Callable[[], None], binding: Any = None) -> None:
         self._binding = binding or _binding()
         self._stream = self._binding.CUstream(int(stream))
-        mode = self._binding.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        # In the other modes the collector, which frees vectors at any time, would end a recording.
+        mode = self._binding.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
         self._call("cuStreamBeginCapture", self._stream, mode)
         try:
             launch()
@@ -67,9 +68,10 @@ class Graph:
             self._binding.cuGraphDestroy(graph)
         weakref.finalize(self, self._binding.cuGraphExecDestroy, self._graph)
 
-    def replay(self) -> None:
-        """Put all of it on the stream."""
-        self._call("cuGraphLaunch", self._graph, self._stream)
+    def replay(self, times: int = 1) -> None:
+        """Put all of it on the stream, `times` times."""
+        for _ in range(times):
+            self._call("cuGraphLaunch", self._graph, self._stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *results = getattr(self._binding, name)(*arguments)

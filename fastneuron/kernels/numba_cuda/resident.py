@@ -1,4 +1,4 @@
-"""The engine as the package uses it: arrays that lie on the device, and the driver's errors.
+"""The engine as the package uses it, with arrays that lie on the device.
 
 Data on the device are bound, not copied: the gather reads them where they are. Rows of `forward`
 are read and written in place likewise; those of `forward_keep` and `update`, which must outlast the
@@ -8,75 +8,66 @@ call, are copied on the device.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.device_arrays import DeviceArray
-from fastneuron.kernels.contract import Array, Outcome, Parameters, Statistics
-from fastneuron.kernels.device_faults import fault_of
+from fastneuron.kernels.contract import Array, Outcome
+from fastneuron.kernels.device_engine import watched
 from fastneuron.kernels.numba_cuda import engine
 from fastneuron.kernels.numba_cuda.driver import SIMULATED, cuda, empty
 from fastneuron.kernels.numba_cuda.launches import prepared, run_all
-from fastneuron.kernels.numba_cuda.rows import Rows
 from fastneuron.kernels.numba_cuda.state import Vector
 
 __all__ = ["CudaEngine"]
 
 
+class _Source(Vector):
+    """A vector of data: the engine's own, or for a while somebody else's, bound without a copy."""
+
+    def __init__(self, dtype: Any, stream: Any) -> None:
+        super().__init__(dtype, stream)
+        self._own: Any = None  # while another's is bound
+
+    @property
+    def nbytes(self) -> int:
+        own = self.array if self._own is None else self._own
+        return int(own.size) * self.dtype.itemsize
+
+    def put(self, numbers: Any) -> bool:
+        """Copy host numbers in, or bind those on the device; return whether the vector moved."""
+        if isinstance(numbers, DeviceArray):
+            if self._own is None:
+                self._own = self.array
+            self.array = _view(numbers)
+            return True
+        moved = self.let_go()
+        return super().put(numbers) or moved
+
+    def let_go(self) -> bool:
+        """Go back to the own vector; return whether another's was bound."""
+        if self._own is None:
+            return False
+        self.array, self._own = self._own, None
+        return True
+
+
 class CudaEngine(engine.CudaEngine):
-    """See `engine.CudaEngine`; every driver's error comes out as a `DeviceError`."""
+    """See `engine.CudaEngine`; data may be bound."""
 
     takes_device_arrays = True
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._queued = False  # whether anything of a step was given to the device
-        with self._watched():
-            super().__init__(*arguments, **options)
-            dtype = self.spec.dtype
-            self._sources = [_Source(dtype), _Source(dtype), _Source(dtype), _Source(np.int64)]
-        self._data = (self._sources[0], self._sources[1], self._sources[2])
-        self._labels = self._sources[3]
-        self._gives_device = False
-
-    def load(self, parameters: Parameters) -> None:
-        with self._watched():
-            super().load(parameters)
-
-    def export(self) -> Parameters:
-        with self._watched():
-            return super().export()
-
-    def load_statistics(self, statistics: Statistics) -> None:
-        with self._watched():
-            super().load_statistics(statistics)
-
-    def export_statistics(self) -> Statistics:
-        with self._watched():
-            return super().export_statistics()
-
-    def load_moments(self, moments: Sequence[Parameters]) -> None:
-        with self._watched():
-            super().load_moments(moments)
-
-    def export_moments(self) -> list[Parameters]:
-        with self._watched():
-            return super().export_moments()
-
-    def hold(self, x: Array, y: Array, weight: Array | None) -> None:
-        with self._watched():
-            super().hold(x, y, weight)
+    _vector = _Source
+    _gives_device = False
 
     def let_go(self) -> None:
-        """Forget the data that `hold` or `run` had, so that their owners may free them."""
-        self._held = None
-        bound = [source.let_go() for source in self._sources]
+        super().let_go()
+        bound = [source.let_go() for source in self._data]
         if any(bound):
             self._forget()
 
+    @watched
     def run(
         self,
         x: Array,
@@ -87,71 +78,40 @@ class CudaEngine(engine.CudaEngine):
         scalars: NDArray[np.float64],
         losses: NDArray[np.float64],
     ) -> Outcome:
-        with self._watched():
-            given = x, y, weight
-            held = self._held
-            if any(isinstance(array, DeviceArray) for array in given) and (
-                held is None or any(a is not b for a, b in zip(held, given, strict=True))
-            ):
-                super().hold(x, y, weight)
-            return super().run(x, y, weight, order, bounds, scalars, losses)
+        given = x, y, weight
+        held = self._held
+        if any(isinstance(array, DeviceArray) for array in given) and (
+            held is None or any(a is not b for a, b in zip(held, given, strict=True))
+        ):
+            self.hold(x, y, weight)
+        return super().run(x, y, weight, order, bounds, scalars, losses)
 
+    @watched
     def forward(self, x: Any) -> Any:
-        with self._watched():
-            if not isinstance(x, DeviceArray):
-                return super().forward(x)
-            return self._forward_in_place(x)
+        if not isinstance(x, DeviceArray):
+            return super().forward(x)
+        return self._forward_in_place(x)
 
     def forward_keep(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Array:
-        with self._watched():
-            self._gives_device = isinstance(x, DeviceArray)
-            try:
-                return super().forward_keep(x, scalars)
-            finally:
-                self._gives_device = False
+        self._gives_device = isinstance(x, DeviceArray)
+        try:
+            return super().forward_keep(x, scalars)
+        finally:
+            self._gives_device = False
 
     def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
-        with self._watched():
-            self._gives_device = isinstance(dout, DeviceArray)
-            self._queued = True
-            try:
-                return super().update(dout, scalars)
-            finally:
-                self._gives_device = False
+        self._gives_device = isinstance(dout, DeviceArray)
+        try:
+            return super().update(dout, scalars)
+        finally:
+            self._gives_device = False
 
-    def gradients(
-        self, x: Array, y: Array, weight: Array | None, scalars: NDArray[np.float64] | None = None
-    ) -> tuple[float, Parameters]:
-        with self._watched():
-            return super().gradients(x, y, weight, scalars)
-
+    @watched
     def fetch(self, array: DeviceArray) -> NDArray[Any]:
         """Return a copy of an array on the device."""
-        with self._watched():
-            numbers: NDArray[Any] = _view(array).copy_to_host(stream=self._stream)
-            self._stream.synchronize()
+        numbers: NDArray[Any] = _view(array).copy_to_host(stream=self._stream)
+        self._stream.synchronize()
         return numbers.reshape(array.shape)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Make a driver's error one of ours; what was recorded on moved vectors is forgotten."""
-        self._queued = False
-        try:
-            yield
-        except Exception as error:
-            fault = fault_of(error, whole=not self._queued)
-            if fault is None:
-                raise
-            if hasattr(self, "_labels"):
-                self._held = None
-                for source in self._sources:
-                    source.let_go()
-                self._forget()
-            raise fault from error
-
-    def _step(self, rows: Rows, size: int, weighted: bool, classes: bool) -> None:
-        self._queued = True
-        super()._step(rows, size, weighted, classes)
 
     def _take(self, vector: Any, array: Any) -> None:
         if not isinstance(array, DeviceArray):
@@ -177,14 +137,11 @@ class CudaEngine(engine.CudaEngine):
         count, inputs = x.shape
         outputs = self.spec.out_features
         out, source = empty(count * outputs, self.spec.dtype), _view(x)
-        most = max(self.batch_size, min(count, engine._PREDICTED_ROWS))
-        if self._inference is None or self._inference.count < most:
-            self._inference = self._new_rows(most, training=False)
-        rows = self._inference
+        rows = self._predicted_rows(count)
         own = list(rows.a)
         try:
-            for first in range(0, count, most):
-                last = min(first + most, count)
+            for first in range(0, count, rows.count):
+                last = min(first + rows.count, count)
                 part = source[first * inputs : last * inputs]
                 result = out[first * outputs : last * outputs]
                 if own[-1] is own[0]:  # dropouts alone: nothing is done to a row
@@ -207,36 +164,6 @@ class _Fetch:
 
     def __call__(self, array: DeviceArray) -> NDArray[Any]:
         return self._engine.fetch(array)
-
-
-class _Source(Vector):
-    """A vector of data: the engine's own, or for a while somebody else's, bound without a copy."""
-
-    def __init__(self, dtype: Any) -> None:
-        super().__init__(dtype)
-        self._own: Any = None  # while another's is bound
-
-    @property
-    def nbytes(self) -> int:
-        own = self.array if self._own is None else self._own
-        return int(own.size) * self.dtype.itemsize
-
-    def put(self, numbers: Any, stream: Any) -> bool:
-        """Copy host numbers in, or bind those on the device; return whether the vector moved."""
-        if isinstance(numbers, DeviceArray):
-            if self._own is None:
-                self._own = self.array
-            self.array = _view(numbers)
-            return True
-        moved = self.let_go()
-        return super().put(numbers, stream) or moved
-
-    def let_go(self) -> bool:
-        """Go back to the own vector; return whether another's was bound."""
-        if self._own is None:
-            return False
-        self.array, self._own = self._own, None
-        return True
 
 
 def _view(array: DeviceArray) -> Any:

@@ -21,8 +21,8 @@ __all__ = ["Chunk", "State", "Vector"]
 class Vector:
     """A vector on the device that keeps its place until something longer comes."""
 
-    def __init__(self, dtype: Any) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, dtype: Any, stream: Any) -> None:
+        self.dtype, self._stream = np.dtype(dtype), stream
         self.array = empty(1, dtype)
 
     @property
@@ -37,10 +37,10 @@ class Vector:
         self.array = empty(count, self.dtype)
         return True
 
-    def put(self, numbers: NDArray[Any], stream: Any) -> bool:
+    def put(self, numbers: NDArray[Any]) -> bool:
         """Copy numbers in; return whether the vector had to move."""
         moved = self.make_room(numbers.size)
-        put(self.array, np.ascontiguousarray(numbers, self.dtype).reshape(-1), stream)
+        put(self.array, np.ascontiguousarray(numbers, self.dtype).reshape(-1), self._stream)
         return moved
 
 
@@ -158,25 +158,28 @@ class Chunk:
 
     def __init__(self, dtype: str, stream: Any) -> None:
         self._dtype, self._stream = dtype, stream
-        self.table, self.clip = Vector(dtype), Vector(dtype)
-        self.keys = Vector(np.uint64)
-        self.limits, self.losses = Vector(np.float64), Vector(np.float64)
-        self.order, self.bounds = Vector(np.int64), Vector(np.int64)
+        self.table, self.clip = (Vector(dtype, stream) for _ in range(2))
+        self.keys = Vector(np.uint64, stream)
+        self.limits, self.losses = (Vector(np.float64, stream) for _ in range(2))
+        self.order, self.bounds = (Vector(np.int64, stream) for _ in range(2))
         self.state = zeros(2, np.int64, stream)
 
-    def begin(self, scalars: NDArray[np.float64], *, new_keys: bool = True) -> bool:
-        """Put the scalars (steps, N_SCALARS) in and start at step 0; return whether vectors moved.
-
-        Without `new_keys` the keys of the chunk before stay.
-        """
+    def begin(
+        self,
+        scalars: NDArray[np.float64],
+        order: NDArray[np.int64] | None = None,
+        bounds: NDArray[np.int64] | None = None,
+    ) -> bool:
+        """Put the tables in and start at step 0; return whether vectors moved."""
+        keys = scalars[:, [KEY_LOW, KEY_HIGH]].astype(np.uint64)
         moved = [
-            self.table.put(table_of(scalars, self._dtype), self._stream),
-            self.limits.put(scalars[:, CLIP_NORM], self._stream),
+            self.table.put(table_of(scalars, self._dtype)),
+            self.limits.put(scalars[:, CLIP_NORM]),
+            self.keys.put(keys),
             self.losses.make_room(len(scalars)),
         ]
-        if new_keys:
-            keys = scalars[:, [KEY_LOW, KEY_HIGH]].astype(np.uint64)
-            moved.append(self.keys.put(keys, self._stream))
+        if order is not None and bounds is not None:
+            moved += [self.order.put(order), self.bounds.put(bounds)]
         put(self.state, np.zeros(2, np.int64), self._stream)
         return any(moved)
 
