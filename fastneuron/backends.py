@@ -234,8 +234,9 @@ def on_device(
     ----------
     device : {None, "cpu", "cuda", "auto"}
         None: wherever the backend does, which for "auto" is the CPU. "auto": on a card where
-        `weigh` says so; a backend that was asked for, or chosen by `use` or FASTNEURON_BACKEND,
-        keeps its place.
+        `weigh` says so of the first that the driver shows, since engines use no other
+        (CUDA_VISIBLE_DEVICES chooses which that is); a backend that was asked for, or chosen by
+        `use` or FASTNEURON_BACKEND, keeps its place.
     weigh : callable, optional
         Card -> whether it is worth its start, and why.
 
@@ -272,6 +273,8 @@ def on_device(
         why = "no card: the simulator is none" if not found else "the work is not known"
     else:
         pays, why = weigh(found[0])
+        if len(found) > 1:  # engines use the first that the driver shows
+            why += f"; of {len(found)} cards the first counts: CUDA_VISIBLE_DEVICES chooses which"
         if pays:
             return _named("cuda", f"device auto: {why}")
     return replace(chosen, reason=f"{chosen.reason}; device auto: {why}")
@@ -280,7 +283,7 @@ def on_device(
 def predicted(card: Card, **task: Any) -> tuple[bool, str]:
     """Return whether a card would pay for a task, and why; see `kernels.device_cost.Task`."""
     model = import_module("fastneuron.kernels.device_cost")
-    verdict = model.weigh(model.Task(**task), card)
+    verdict = model.weigh(model.Task(kernels=device_kernels(), **task), card)
     return verdict.pays, verdict.why
 
 

@@ -20,6 +20,7 @@ from fastneuron.activations import ACTIVATIONS
 from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.cython_cuda import CythonCudaEngine, missing
+from fastneuron.kernels.device_launches import COMPILED, launches_of
 from fastneuron.kernels.reference import ReferenceEngine
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.losses import LOSSES
@@ -127,6 +128,19 @@ def test_frozen_in_parts(calls: Calls, layers: Any) -> None:
     assert_within(np.array(loss), want.loss, "loss")
     assert_parameters(gradients, want.gradients, "gradient")
     check_step(engine, case, rows, scalars[0], "step")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_cost_model_counts_the_launches_of_the_engine(calls: Calls, weighted: bool) -> None:
+    cases = [case_of(*layers) for layers in FROZEN]
+    cases += [*small(generated_cases(30, seed=5)), *small(generated_norm_cases(30, seed=6))]
+    for case in cases:
+        engine, rows = engine_of(calls, case), case.batch
+        batch, data = engine._training(rows), (engine._x, engine._y, engine._weight)
+        step = engine._step(batch, rows, (*data[:2], data[2] if weighted else None), rows, False)
+        squares = sum(function == calls.clip for function, _ in step)  # and what it comes to
+        want = len(step) + squares
+        assert launches_of(case.spec, rows, COMPILED, weighted=weighted) == want, case.name
 
 
 def test_update_after_forward_keep(calls: Calls) -> None:

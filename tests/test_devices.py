@@ -1,9 +1,8 @@
-"""Devices, without one: what is missing, which is chosen, what it costs, arrays, its errors."""
+"""Devices, without one: what is missing, which is chosen, arrays, its errors."""
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
 import json
 import subprocess
@@ -22,13 +21,14 @@ from fastneuron.cli import main
 from fastneuron.device_arrays import DeviceArray, as_device_rows, device_array, lies_on_device
 from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
 from fastneuron.kernels import cython_cuda, device_card, device_presence, device_supply, numba_cuda
-from fastneuron.kernels.device_cost import LAUNCH, WORTH, Task, launches_of, step_on_card, weigh
+from fastneuron.kernels.device_cost import Task, weigh
 from fastneuron.kernels.device_faults import fault_of
 from fastneuron.kernels.device_supply import Supply, supply
 from fastneuron.kernels.precision import PRECISIONS
 from fastneuron.losses import LOSSES
 
 CARD = backends.Card("H100 or so", (9, 0), 80 << 30, 132, 1.755e9, 3.35e12)
+SMALL = Task(fn.mlp([2, 1], seed=0).spec, LOSSES["mse"], fn.Adam(), 16)
 
 
 class FakeDriver:
@@ -166,7 +166,7 @@ def test_a_card_and_its_driver_are_described(
     (unknown,) = device_card.cards()
     assert unknown.name == "card 0 (cuDeviceGetName of NVIDIA's driver returned 3)"
     assert unknown[1:] == ((0, 0), 0, 0, 0, 0, 0)
-    assert "does not tell how fast the card 0" in weigh(LARGE, unknown).why
+    assert "does not tell how fast the card 0" in weigh(SMALL, unknown).why
     with pytest.raises(OSError, match="cuDeviceGetName"):
         device_card.card()
     machine(None)
@@ -239,63 +239,23 @@ def test_auto_goes_where_the_model_says(machine: Any, monkeypatch: pytest.Monkey
     with backends.use("numpy"):
         assert backends.on_device("auto", weigh=verdict(True)).name == "numpy"
     assert "not known" in backends.on_device("auto").reason
+    machine(FakeDriver(cards=3), ALL)
+    for pays in (True, False):
+        chosen = backends.on_device("auto", weigh=verdict(pays))
+        said = "of 3 cards the first counts: CUDA_VISIBLE_DEVICES chooses which"
+        assert chosen.reason.endswith(f"the model says {pays}; {said}")
 
 
-# What a card costs
-
-
-def task(*sizes: int, batch: int, **given: Any) -> Task:
-    net = fn.mlp(list(sizes), seed=0, dtype=given.pop("dtype", "float32"))
-    return Task(net.spec, LOSSES["mse"], fn.Adam(), batch, n_threads=1, **given)
-
-
-LARGE = task(512, 2048, 512, batch=4096)
-
-
-def test_little_work_stays_and_much_goes() -> None:
-    assert weigh(LARGE, CARD).pays
-    assert weigh(dataclasses.replace(LARGE, rows=1_000_000, epochs=10), CARD).pays
-    tiny = weigh(task(4, 8, 1, batch=16), CARD)
-    assert not tiny.pays
-    assert "by its data sheet" in tiny.why
-    # One epoch of few rows does not repay compiling, whatever a step takes.
-    short = weigh(dataclasses.replace(LARGE, rows=4096, epochs=1), CARD)
-    assert not short.pays
-    assert "to start" in short.why
-
-
-def test_what_the_driver_does_not_tell_is_not_guessed() -> None:
-    for missing in ("clock", "bandwidth", "multiprocessors"):
-        verdict = weigh(LARGE, CARD._replace(**{missing: 0}))
-        assert not verdict.pays
-        assert "does not tell how fast" in verdict.why
-    small = weigh(dataclasses.replace(LARGE, rows=10_000_000, epochs=1), CARD._replace(memory=1))
-    assert not small.pays
-    assert "bytes are needed" in small.why
-
-
-def test_a_step_on_a_card_grows_with_all_that_it_is_made_of() -> None:
-    base = step_on_card(LARGE, 4096, CARD)
-    assert base > LAUNCH * launches_of(LARGE.spec, 4096)
-    assert step_on_card(LARGE, 8192, CARD) > 1.5 * base
-    for slower in (
-        CARD._replace(clock=CARD.clock / 2),
-        CARD._replace(multiprocessors=66),
-        CARD._replace(bandwidth=CARD.bandwidth / 10),
-        CARD._replace(capability=(1, 0)),
-    ):
-        assert step_on_card(LARGE, 4096, slower) > base
-    doubles = task(512, 2048, 512, batch=4096, dtype="float64")
-    assert step_on_card(doubles, 4096, CARD) > base
-    # 2 multiply-adds a cycle in float64 where the other has 64, and most of a step are those.
-    few = step_on_card(doubles, 4096, CARD._replace(capability=(8, 9)))
-    assert few > 20 * step_on_card(dataclasses.replace(doubles, on_device=True), 4096, CARD)
-    on_device = dataclasses.replace(LARGE, on_device=True)
-    assert step_on_card(on_device, 4096, CARD) < base
-    # 2 x 3 products of 4096 x 512 x 2048 less one, at 60 % of 132 x 128 multiply-adds a cycle.
-    products = 5 * 4096 * 512 * 2048 / (0.6 * 132 * 128 * CARD.clock)
-    assert products < step_on_card(on_device, 4096, CARD) < 3 * products
-    assert 0 < WORTH < 1
+def test_auto_is_told_whose_kernels_run(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(
+        "fastneuron.kernels.device_cost.weigh",
+        lambda task, card: told.append(task.kernels) or weigh(task, card),
+    )
+    for packages in (ALL, (device_supply._EXTENSION,)):
+        machine(FakeDriver(), packages)
+        fn.Trainer(fn.mlp([2, 1]), "mse", device="auto")
+    assert told == ["numba-cuda", "compiled"]
 
 
 # Arrays

@@ -47,7 +47,7 @@ HOUSE = (
         "kernels.device_memory",
         "kernels.device_engine",
     ),
-    ("kernels.cost", "kernels.device_passes", "kernels.device_slots"),
+    ("kernels.cost", "kernels.device_passes", "kernels.device_slots", "kernels.device_launches"),
     ("kernels.explanation",),
     ("kernels.blocked",),
     ("kernels.numba_cpu", "kernels.cython_cpu", "kernels.numba_cuda", "kernels.cython_cuda"),

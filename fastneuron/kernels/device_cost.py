@@ -1,11 +1,18 @@
 """Whether a card would train faster than the CPU, predicted from shapes and the card's data sheet.
 
-A step on the card takes its launches, its products tile by tile (`device_plan` cuts them, so many
-tiles at a time as there are multiprocessors), and what all other kernels read and write. Data cross
-the bus once a training where its length is known, else at every step. Before the first step kernels
-are compiled. The CPU's side is `estimate.StepModel`, as the compiled engines choose threads by it.
+A step on the card takes its launches (`device_launches` counts them), its products tile by tile
+(`device_plan` cuts them, so many tiles at a time as there are multiprocessors), and what all other
+kernels read and write. A small network is trained by blocks that keep all of it, rows of a batch at
+a time: then only data, parameters and the blocks' gradients are read and written. Data cross the
+bus once a training where its length is known, else at every step. Before the first step numba-cuda
+compiles its kernels. The CPU's side is `estimate.StepModel`, as the compiled engines choose threads
+by it.
+
+The kernels compiled with the package know no fused step, record no graph, and are given the rows of
+each epoch anew; their smaller tile is taken for the larger one. cuBLASLt is not counted on.
 
 No constant of the card was measured by this project: a card must be predicted to win by `WORTH`.
+`python -m fastneuron.gpu_suite` measures each of them where there is a card (stage "costs").
 """
 
 from __future__ import annotations
@@ -16,23 +23,25 @@ import numpy as np
 
 from fastneuron.kernels.cost import Course
 from fastneuron.kernels.device_card import Card
-from fastneuron.kernels.device_plan import blocks_of, flat_size, slices_of, tile_of
+from fastneuron.kernels.device_launches import NUMBA, fused_for, launches_of
+from fastneuron.kernels.device_plan import blocks_of, flat_size, kept_numbers, slices_of, tile_of
 from fastneuron.kernels.estimate import StepModel
+from fastneuron.kernels.fused_plan import FusedPlan
 from fastneuron.kernels.speeds import TYPICAL
-from fastneuron.layers import BatchNorm, Dense, Dropout
+from fastneuron.layers import Dense
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.plans import duration
 from fastneuron.spec import NetworkSpec
 from fastneuron.threads import usable_cores
 
-__all__ = ["Task", "Verdict", "launches_of", "step_on_card", "weigh"]
+__all__ = ["Task", "Verdict", "peak_of", "start_on_card", "step_on_card", "weigh"]
 
-#: Seconds of one launch, in a graph or on a stream: 2 to 5 us are published for graphs and streams
-#: of short kernels; not measured here.
-LAUNCH = 3e-6
-#: Share of a multiprocessor's peak that a tile reaches: hand-written float32 products are published
-#: at 69 to 94 % of cuBLAS's rate, and that below the peak; not measured here.
+#: Seconds of one launch in a recorded graph, and of one that the interpreter queues: 2 to 5 us are
+#: published for graphs and streams of short kernels; not measured here.
+LAUNCH, QUEUED = 3e-6, 5e-6
+#: Share of a multiprocessor's peak that a tile, or a fused network, reaches: hand-written products
+#: in float32 are published at 69 to 94 % of cuBLAS's, and that below the peak; not measured here.
 SHARE = 0.6
 #: Share of the memory's bandwidth that passes over vectors reach; not measured here.
 MEMORY_SHARE = 0.8
@@ -71,6 +80,8 @@ class Task:
         The CPU's, where they were asked for.
     on_device : bool
         Whether the data lie on the card already.
+    kernels : {"numba-cuda", "compiled"}
+        Whose run on the card.
     """
 
     spec: NetworkSpec
@@ -81,6 +92,7 @@ class Task:
     epochs: int = 0
     n_threads: int | None = None
     on_device: bool = False
+    kernels: str = NUMBA
 
 
 @dataclass(frozen=True)
@@ -107,9 +119,9 @@ def weigh(task: Task, card: Card) -> Verdict:
         text = f"predicted {duration(device)} a step on the {card.name} (by its data sheet)"
         return Verdict(device <= WORTH * host, f"{text}, {duration(host)} on the CPU")
     steps = task.epochs * blocks_of(task.rows, batch)
-    start = START + COMPILE * launches_of(task.spec, batch)
-    moved = 0.0 if task.on_device else _row_bytes(task.spec) * task.rows / TRANSFER
-    on_card, on_host = start + moved + steps * device, steps * host
+    start = start_on_card(task, batch)
+    on_card = start + _transfer(task) + steps * device
+    on_host = steps * host
     text = (
         f"predicted {duration(on_card)} on the {card.name} (by its data sheet; {duration(start)} "
         f"of it to start), {duration(on_host)} on the CPU"
@@ -117,20 +129,62 @@ def weigh(task: Task, card: Card) -> Verdict:
     return Verdict(on_card <= WORTH * on_host, text)
 
 
+def peak_of(card: Card, dtype: str) -> float:
+    """Return the multiply-adds a second of one multiprocessor, at most."""
+    return _PER_CYCLE.get(card.capability, _UNKNOWN)[dtype == "float64"] * card.clock
+
+
+def start_on_card(task: Task, batch: int) -> float:
+    """Return the predicted seconds before the first step."""
+    compiles = task.kernels == NUMBA
+    return START + COMPILE * launches_of(task.spec, batch) * compiles
+
+
+def _transfer(task: Task) -> float:
+    """Return the seconds that the data of a training take to the card."""
+    if task.on_device:
+        return 0.0
+    times = 1 if task.kernels == NUMBA else task.epochs
+    return times * task.rows * _row_bytes(task.spec) / TRANSFER
+
+
 def step_on_card(task: Task, batch: int, card: Card) -> float:
     """Return the predicted seconds of a step; of a training of unknown length with its transfer."""
     spec = task.spec
-    itemsize = np.dtype(spec.dtype).itemsize
-    per_cycle = _PER_CYCLE.get(card.capability, _UNKNOWN)[spec.dtype == "float64"]
-    term = 1 / (SHARE * per_cycle * card.clock)  # seconds of a multiply-add on a multiprocessor
+    plan = fused_for(spec, batch, task.kernels)
+    each = LAUNCH if task.kernels == NUMBA else QUEUED
+    seconds = each * launches_of(spec, batch, task.kernels)
+    if plan:
+        seconds += _fused(spec, batch, card, plan)
+    else:
+        seconds += _by_layer(spec, batch, card)
+    moments = 0 if task.optimizer is None else task.optimizer.n_moments
+    # Parameters and moments are read and written, the gradient written and read twice.
+    moved = flat_size(spec) * (2 + 3 + 2 * moments)
+    if plan:
+        # Rows are gathered where they are used; each block's gradient is written and summed.
+        moved += batch * (spec.in_features + spec.out_features) + 2 * plan.partials(batch, spec)
+    else:
+        # Of each number of the batch: gather or product writes it, the next reads it, and its delta
+        # likewise.
+        moved += 4 * batch * sum(spec.sizes)
+    seconds += moved * np.dtype(spec.dtype).itemsize / (MEMORY_SHARE * card.bandwidth)
+    if not task.rows and not task.on_device:
+        seconds += batch * _row_bytes(spec) / TRANSFER
+    return seconds
+
+
+def _by_layer(spec: NetworkSpec, batch: int, card: Card) -> float:
+    """Return the seconds of the products, tile by tile."""
     tile = tile_of(spec.dtype)
-    one = tile.rows * tile.columns * term  # a tile, for each term of its sums
+    # A tile, for each term of its sums.
+    one = tile.rows * tile.columns / (SHARE * peak_of(card, spec.dtype))
 
     def product(rows: int, columns: int, depth: int, slices: int = 1) -> float:
         blocks = blocks_of(rows, tile.rows) * blocks_of(columns, tile.columns) * slices
         return blocks_of(blocks, card.multiprocessors) * one * depth
 
-    seconds = LAUNCH * launches_of(spec, batch)
+    seconds = 0.0
     for index, layer in enumerate(spec.layers):
         if isinstance(layer, Dense):
             inputs, outputs = layer.weight_shape
@@ -140,32 +194,13 @@ def step_on_card(task: Task, batch: int, card: Card) -> float:
                 seconds += product(inputs, outputs, min(each, batch), slices)
             if index >= spec.back_to:
                 seconds += product(batch, inputs, outputs)
-    moments = 0 if task.optimizer is None else task.optimizer.n_moments
-    # Of each number of the batch: gather or product writes it, the next reads it, and its delta
-    # likewise. Parameters and moments are read and written, the gradient written and read twice.
-    moved = 4 * batch * sum(spec.sizes) + flat_size(spec) * (2 + 3 + 2 * moments)
-    seconds += moved * itemsize / (MEMORY_SHARE * card.bandwidth)
-    if not task.rows and not task.on_device:
-        seconds += batch * _row_bytes(spec) / TRANSFER
     return seconds
 
 
-def launches_of(spec: NetworkSpec, batch: int) -> int:
-    """Return about how many kernels a step launches: a product's or a norm's own, and ten more."""
-    tile = tile_of(spec.dtype)
-    count = 8  # gather of x and y, the loss and its mean, squares, judge, update, advance
-    for index, layer in enumerate(spec.layers):
-        goes_on = index >= spec.back_to
-        if isinstance(layer, Dense):
-            inputs, outputs = layer.weight_shape
-            slices, _ = slices_of(batch, inputs, outputs, tile)
-            count += 1 + layer.trains_weight * (1 + (slices > 1)) + layer.trains_bias + goes_on
-        elif isinstance(layer, Dropout):
-            count += 1 + goes_on
-        else:
-            forward = 5 + 1 if isinstance(layer, BatchNorm) and layer.uses_batch else 1
-            count += forward + 3 + goes_on
-    return count + 1  # the gate of the last layer
+def _fused(spec: NetworkSpec, batch: int, card: Card, plan: FusedPlan) -> float:
+    """Return the seconds of all products of a step, a block's rows on a multiprocessor."""
+    rounds = blocks_of(blocks_of(batch, plan.rows), card.multiprocessors)
+    return rounds * plan.rows * spec.multiply_adds / (SHARE * peak_of(card, spec.dtype))
 
 
 def _row_bytes(spec: NetworkSpec) -> int:
@@ -175,9 +210,12 @@ def _row_bytes(spec: NetworkSpec) -> int:
 
 def _bytes_needed(task: Task) -> int:
     """Return about what a training takes on a card: flat vectors, a batch both ways, the data."""
-    spec = task.spec
+    spec, batch = task.spec, task.batch
     moments = 0 if task.optimizer is None else task.optimizer.n_moments
-    numbers = flat_size(spec) * (2 + moments) + 3 * task.batch * sum(spec.sizes)
+    numbers = flat_size(spec) * (2 + moments) + kept_numbers(spec, batch) + batch * sum(spec.sizes)
+    plan = fused_for(spec, batch, task.kernels)
+    if plan:  # which has room for going layer by layer all the same
+        numbers += plan.partials(batch, spec)
     data = 0 if task.on_device else task.rows * _row_bytes(spec)
     return numbers * np.dtype(spec.dtype).itemsize + data
 

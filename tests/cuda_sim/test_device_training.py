@@ -15,7 +15,6 @@ import fastneuron as fn
 from fastneuron import backends, dlpack, intake
 from fastneuron.device_arrays import DeviceArray, device_array
 from fastneuron.kernels import device_engine
-from fastneuron.kernels.device_cost import launches_of
 from fastneuron.kernels.device_plan import Blocks, Tile
 from fastneuron.kernels.numba_cuda import driver, resident
 from fastneuron.kernels.numba_cuda import engine as engine_room
@@ -622,21 +621,6 @@ def test_auto_takes_the_card_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> N
     large = fn.Trainer(net, "mse", batch_size=4096, device="auto", n_threads=1)
     assert large.backend.device == "cuda"
     assert "on the a card (by its data sheet)" in large.plan["reason"]
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        (fn.Dense(4, 3, "relu", trainable="weight"), fn.Dense(None, 2)),
-        (fn.Dense(4, 3), fn.BatchNorm(activation="relu"), fn.Dropout(0.5), fn.Dense(None, 2)),
-    ],
-    ids=["dense", "norm and dropout"],
-)
-def test_the_cost_model_counts_the_launches_of_the_engine(layers) -> None:
-    trainer = fn.Trainer(fn.Sequential(*layers, seed=0), "mse", device="cuda", **SGD)
-    trainer.step(X[:5], Y[:5])
-    (calls,) = trainer._live.engine._steps.values()
-    assert abs(launches_of(trainer.spec, 5) - len(calls)) <= 1
 
 
 def test_data_on_the_device_decide_auto() -> None:
