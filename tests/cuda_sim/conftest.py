@@ -43,3 +43,16 @@ class Device:
 @pytest.fixture(scope="session")
 def device() -> Device:
     return Device()
+
+
+@pytest.fixture
+def cut_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work cut small, for a simulated thread takes a millisecond; parameters go home if asked."""
+    from fastneuron import intake
+    from fastneuron.kernels.device_plan import Blocks, Tile
+    from fastneuron.kernels.numba_cuda import engine
+
+    blocks = Blocks(lanes=4, rows=2, across=4, down=2, group=5, threads=8, chunk=50)
+    monkeypatch.setattr(intake, "_KEEP_SECONDS", 1e9)
+    monkeypatch.setattr(engine, "tile_of", lambda dtype: Tile(8, 8, 4, 4, 4))
+    monkeypatch.setattr(engine, "Blocks", lambda: blocks)
