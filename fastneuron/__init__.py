@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from fastneuron.callbacks import Callback, EarlyStopping
     from fastneuron.device_arrays import DeviceArray
     from fastneuron.diagnostics import Diagnosis, HealthRecorder
+    from fastneuron.ensemble import Ensemble
     from fastneuron.errors import (
         BackendUnavailable,
         DataError,
         DataWarning,
         DeviceError,
         DeviceMemoryError,
+        DivergenceWarning,
         ExtraMissing,
         FastneuronError,
         ModelFileError,
@@ -52,8 +54,10 @@ __all__ = [
     "DeviceError",
     "DeviceMemoryError",
     "Diagnosis",
+    "DivergenceWarning",
     "Dropout",
     "EarlyStopping",
+    "Ensemble",
     "ExtraMissing",
     "FastneuronError",
     "HealthRecorder",
@@ -85,12 +89,14 @@ _ROOMS = {
     "callbacks": ("Callback", "EarlyStopping"),
     "device_arrays": ("DeviceArray",),
     "diagnostics": ("Diagnosis", "HealthRecorder"),
+    "ensemble": ("Ensemble",),
     "errors": (
         "BackendUnavailable",
         "DataError",
         "DataWarning",
         "DeviceError",
         "DeviceMemoryError",
+        "DivergenceWarning",
         "ExtraMissing",
         "FastneuronError",
         "ModelFileError",

@@ -48,7 +48,7 @@ def as_rows(x: Any, name: str, dtype: Any, features: int | None = None) -> Array
         is not numeric, holds NaN or infinity, or holds a number too large for `dtype`.
     """
     dtype = np.dtype(dtype)
-    array = x if type(x) is np.ndarray else _as_array(x, name)
+    array = x if type(x) is np.ndarray else as_array(x, name)
     if array.ndim != 2:
         raise DataError(_not_rows(array, name, features))
     n, columns = array.shape
@@ -96,7 +96,7 @@ def as_targets(y: Any, kind: str, n: int, out_features: int, dtype: Any) -> Arra
     if kind not in _TARGET_KINDS:
         raise ValueError(f"unknown kind of targets {kind!r}")
     dtype = np.dtype(dtype)
-    array = y if type(y) is np.ndarray else _as_array(y, "y")
+    array = y if type(y) is np.ndarray else as_array(y, "y")
     if array.ndim == 0 or array.shape[0] != n:
         raise DataError(
             f"y has shape {array.shape}, but X has {n} rows: one target a row is needed"
@@ -140,7 +140,7 @@ def as_weights(weight: Any, n: int, dtype: Any = np.float64) -> Array:
     DataError
         Where the shape is not (n,), or a weight is negative or not finite, or all are zero.
     """
-    array = weight if type(weight) is np.ndarray else _as_array(weight, "sample_weight")
+    array = weight if type(weight) is np.ndarray else as_array(weight, "sample_weight")
     if array.shape != (n,):
         raise DataError(f"sample_weight has shape {array.shape}, but X has {n} rows: give ({n},)")
     array = _convert(array.reshape(n, 1), "sample_weight", np.dtype(np.float64)).reshape(n)
@@ -233,8 +233,14 @@ def fits_targets(y: Any, kind: str, n: int, out_features: int, dtype: np.dtype[A
     return False
 
 
-def _as_array(x: Any, name: str) -> Array:
-    """Return an ndarray of anything array-like, refusing what NumPy would take by guessing."""
+def as_array(x: Any, name: str) -> Array:
+    """Return an ndarray of anything array-like, refusing what NumPy would take by guessing.
+
+    Raises
+    ------
+    DataError
+        Where it is masked, lies on a device, or is no rectangular array.
+    """
     if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise DataError(f"{name} is a masked array with masked values: fill or drop them first")
     if lies_on_device(x):

@@ -21,7 +21,6 @@ from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
 from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
 from fastneuron.kernels.device_card import Card, cards, driver_version
 from fastneuron.kernels.device_supply import supply
-from fastneuron.kernels.each_alone import EachAlone
 from fastneuron.kernels.ensemble_contract import EnsembleEngine
 from fastneuron.kernels.precision import check_precision
 from fastneuron.losses import Loss
@@ -168,10 +167,14 @@ class Backend:
         """
         own = _load(self.name).ensemble
         engine = own(spec, loss, optimizers, **given) if own else None
+        if engine is not None:
+            return engine
         # Compiled kernels for the CPU let go of the interpreter; NumPy's steps are Python.
         compiled = self.has_engine and self.name != "numpy" and self.device == "cpu"
         given.update(make=self.engine, side_by_side=compiled)
-        return engine or EachAlone(spec, loss, optimizers, **given)
+        general = import_module("fastneuron.kernels.each_alone").EachAlone
+        made: EnsembleEngine = general(spec, loss, optimizers, **given)
+        return made
 
 
 def available() -> dict[str, Backend | BackendUnavailable]:

@@ -59,17 +59,23 @@ class Chunk(NamedTuple):
 class Pace:
     """Chooses the length of chunks by what the last one took.
 
+    Parameters
+    ----------
+    least : float
+        Seconds that a chunk should take at least.
+
     Attributes
     ----------
     steps : int
         Of the next chunk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, least: float = 0.0) -> None:
         self.steps = 1
+        self._least = least
 
     def note(self, steps: int, seconds: float) -> None:
         """Take in how long a chunk of so many steps was."""
         pace = max(seconds, 1e-9) / steps
         most = _GROWTH * max(self.steps, steps)
-        self.steps = max(1, min(most, int(_CHUNK_SECONDS / pace)))
+        self.steps = max(1, min(most, int(max(_CHUNK_SECONDS, self._least) / pace)))

@@ -8,6 +8,7 @@ __all__ = [
     "DataWarning",
     "DeviceError",
     "DeviceMemoryError",
+    "DivergenceWarning",
     "ExtraMissing",
     "FastneuronError",
     "ModelFileError",
@@ -92,3 +93,7 @@ class NonFiniteError(FastneuronError, ArithmeticError):
 
 class DataWarning(UserWarning):
     """Data was accepted after a conversion that the caller may not have meant."""
+
+
+class DivergenceWarning(UserWarning):
+    """Some networks of an ensemble diverged and were stopped; the others go on."""

@@ -11,8 +11,9 @@ from fastneuron.arrays import Array, as_rows, as_targets, as_weights
 from fastneuron.device_arrays import DeviceArray, as_device_rows, device_array
 from fastneuron.errors import DataError, DeviceMemoryError
 from fastneuron.parameters import LiveEngine
+from fastneuron.spec import NetworkSpec
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "check_batch"]
 
 # Parameters that are trained on a device are brought to the host so often, at most: what a device
 # that fails takes with it is a second of training; bringing them takes two per cent at worst.
@@ -66,11 +67,7 @@ class Intake:
 
     def check_batch(self, rows: int) -> None:
         """Refuse batches of one row where rows are normalised by their batch."""
-        if rows < 2 and self._live.store.spec.uses_batch:
-            raise DataError(
-                "BatchNorm needs batches of 2 rows or more to train: one row has no variance. Give "
-                "more rows, use LayerNorm, or BatchNorm(trainable=False)"
-            )
+        check_batch(self._live.store.spec, rows)
 
     def on_host(self, array: Any) -> Array:
         """Return what came in as a NumPy array, copied where it lies on the device."""
@@ -121,3 +118,17 @@ class Intake:
                 "the host: give device='cuda' (with numba-cuda), or copy it to the host"
             )
         return found
+
+
+def check_batch(spec: NetworkSpec, rows: int) -> None:
+    """Refuse batches of one row where rows are normalised by their batch.
+
+    Raises
+    ------
+    DataError
+    """
+    if rows < 2 and spec.uses_batch:
+        raise DataError(
+            "BatchNorm needs batches of 2 rows or more to train: one row has no variance. Give "
+            "more rows, use LayerNorm, or BatchNorm(trainable=False)"
+        )

@@ -14,7 +14,7 @@ from fastneuron import backends
 from fastneuron.kernels import each_alone
 from fastneuron.kernels.contract import Engine, Parameters, Status
 from fastneuron.kernels.each_alone import EachAlone
-from fastneuron.kernels.ensemble_contract import EnsembleEngine
+from fastneuron.kernels.ensemble_contract import EnsembleEngine, stacked
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import RATE, Optimizer
 from fastneuron.testing import (
@@ -50,18 +50,6 @@ def members(case: Case, count: int = MODELS) -> list[Case]:
             replace(case, optimizer=optimizer, parameters=parameters, statistics=statistics, x=x)
         )
     return found
-
-
-def stacked(pairs: Sequence[Any]) -> Any:
-    """The arrays of all networks, layer by layer, with the networks for the first axis."""
-
-    def stack(arrays: Sequence[Any]) -> Any:
-        return None if arrays[0] is None else np.stack(arrays)
-
-    return [
-        None if layer[0] is None else tuple(stack(arrays) for arrays in zip(*layer, strict=True))
-        for layer in zip(*pairs, strict=True)
-    ]
 
 
 def many_of(backend: backends.Backend, each: list[Case], **given: Any) -> EnsembleEngine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, TypeVar
@@ -10,7 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics
-from fastneuron.kernels.ensemble_contract import EnsembleEngine, EnsembleOutcome
+from fastneuron.kernels.cost import Pace
+from fastneuron.kernels.ensemble_contract import (
+    EnsembleEngine,
+    EnsembleOutcome,
+    of_model,
+    stacked,
+)
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
@@ -18,9 +25,12 @@ from fastneuron.threads import run_team, usable_cores
 
 __all__ = ["WORK_TO_SHARE", "EachAlone"]
 
-#: Multiply-adds of one network's part of a call from which Python threads share the networks. A
+#: Multiply-adds of one network's part of a call from which Python threads share the networks: a
 #: part keeps the interpreter for some 12 us before and after its kernels, which work without it.
-WORK_TO_SHARE = 1_500_000
+#: 100 networks 20-64-64-2 of batch 32 (0.5e6 a step, 9 us) by two threads, on two cores that others
+#: used too: 0.7 to 0.9 times as fast at 8 steps a call, 0.9 to 1.2 at 16, 1.1 to 1.5 at 32. Where
+#: cores are taken, threads lose at any length: `Pace` finds that out.
+WORK_TO_SHARE = 8_000_000
 
 Result = TypeVar("Result")
 
@@ -60,36 +70,29 @@ class EachAlone(EnsembleEngine):
             for optimizer in self.optimizers
         ]
         self._warm = False
+        self._pace = Pace()
 
     def load(self, parameters: Parameters) -> None:
         for m, engine in enumerate(self.engines):
-            engine.load([(w[m], None if b is None else b[m]) for w, b in parameters])
+            engine.load(of_model(parameters, m))
 
     def export(self) -> Parameters:
-        return _stacked([engine.export() for engine in self.engines])
+        return stacked([engine.export() for engine in self.engines])
 
     def load_statistics(self, statistics: Statistics) -> None:
         for m, engine in enumerate(self.engines):
-            engine.load_statistics(
-                [None if pair is None else (pair[0][m], pair[1][m]) for pair in statistics]
-            )
+            engine.load_statistics(of_model(statistics, m))
 
     def export_statistics(self) -> Statistics:
-        layers = zip(*(engine.export_statistics() for engine in self.engines), strict=True)
-        return [
-            None if pairs[0] is None else (np.stack(pairs)[:, 0], np.stack(pairs)[:, 1])
-            for pairs in layers
-        ]
+        return stacked([engine.export_statistics() for engine in self.engines])
 
     def load_moments(self, moments: Sequence[Parameters]) -> None:
         for m, engine in enumerate(self.engines):
-            engine.load_moments(
-                [[(w[m], None if b is None else b[m]) for w, b in moment] for moment in moments]
-            )
+            engine.load_moments([of_model(moment, m) for moment in moments])
 
     def export_moments(self) -> list[Parameters]:
         each = [engine.export_moments() for engine in self.engines]
-        return [_stacked(moments) for moments in zip(*each, strict=True)]
+        return [stacked(moments) for moments in zip(*each, strict=True)]
 
     def run(
         self,
@@ -139,11 +142,12 @@ class EachAlone(EnsembleEngine):
 
     def _each(self, work: Callable[[int], Result], size: int) -> list[Result]:
         """Return what `work` returns for each network, of `size` multiply-adds each."""
+        planned = self._team if size >= WORK_TO_SHARE else 1
+        if not self._warm:  # the first call may compile, for all
+            planned = 1
+        threads = self._pace.pick(planned)
         done: dict[int, Result] = {}
-        if not self._warm:  # the first call of all may compile, for all
-            done[0] = work(0)
-            self._warm = True
-        turns, stopped = count(len(done)), False
+        turns, stopped = count(), False
 
         def share(_: int) -> None:
             # One `next` is one operation of the interpreter: no network is taken twice.
@@ -154,14 +158,8 @@ class EachAlone(EnsembleEngine):
             nonlocal stopped
             stopped = True
 
-        run_team(self._team if size >= WORK_TO_SHARE else 1, share, stop)
+        start = time.perf_counter()
+        run_team(threads, share, stop)
+        self._pace.record(planned, threads, size, time.perf_counter() - start)
+        self._warm = True
         return [done[m] for m in range(self.n_models)]
-
-
-def _stacked(parameters: Sequence[Parameters]) -> Parameters:
-    """Return the parameters of all networks, with the networks for the first axis."""
-    stacked: Parameters = []
-    for pairs in zip(*parameters, strict=True):
-        biases = [bias for _, bias in pairs if bias is not None]
-        stacked.append((np.stack([w for w, _ in pairs]), np.stack(biases) if biases else None))
-    return stacked

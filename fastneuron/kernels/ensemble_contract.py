@@ -18,7 +18,7 @@ from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["EnsembleEngine", "EnsembleOutcome"]
+__all__ = ["EnsembleEngine", "EnsembleOutcome", "of_model", "stacked"]
 
 
 class EnsembleOutcome(NamedTuple):
@@ -148,3 +148,23 @@ class EnsembleEngine(ABC):
     @abstractmethod
     def plan(self) -> dict[str, Any]:
         """Explain the engine, as `Engine.plan` does."""
+
+
+def of_model(pairs: Any, m: int) -> list[Any]:
+    """Return one model's parameters, or its statistics: views into those of all."""
+    return [
+        None if pair is None else tuple(None if array is None else array[m] for array in pair)
+        for pair in pairs
+    ]
+
+
+def stacked(each: Sequence[Any]) -> list[Any]:
+    """Return the parameters, or the statistics, of all models from those of each."""
+
+    def stack(arrays: Sequence[Any]) -> Array | None:
+        return None if arrays[0] is None else np.stack(arrays)
+
+    return [
+        None if pairs[0] is None else tuple(stack(arrays) for arrays in zip(*pairs, strict=True))
+        for pairs in zip(*each, strict=True)
+    ]
