@@ -48,8 +48,6 @@ HOUSE = (
         "kernels.device_engine",
     ),
     ("kernels.cost", "kernels.device_passes", "kernels.device_slots", "kernels.device_launches"),
-    ("kernels.explanation",),
-    ("kernels.cost", "kernels.device_passes", "kernels.device_slots"),
     ("kernels.explanation", "kernels.each_alone"),
     ("kernels.blocked",),
     ("kernels.numba_cpu", "kernels.cython_cpu", "kernels.numba_cuda", "kernels.cython_cuda"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from fastneuron.errors import BackendUnavailable, DeviceError, DeviceMemoryError
 
-__all__ = ["fault_of"]
+__all__ = ["fault_of", "faults_told"]
 
 #: CUDA_ERROR_OUT_OF_MEMORY of cuda.h.
 _OUT_OF_MEMORY = 2
@@ -53,3 +55,16 @@ def fault_of(error: BaseException, *, whole: bool) -> DeviceError | BackendUnava
         f"the device failed ({what}): if it keeps failing, start a new process, since a failed "
         "context does not recover, and look at nvidia-smi and dmesg"
     )
+
+
+@contextmanager
+def faults_told(whole: Callable[[], bool], forget: Callable[[], None]) -> Iterator[None]:
+    """Make a driver's error one of ours, once `forget` has dropped what rests on the device."""
+    try:
+        yield
+    except Exception as error:
+        fault = fault_of(error, whole=whole())
+        if fault is None:
+            raise
+        forget()
+        raise fault from error

@@ -221,9 +221,9 @@ def blocks_together(shared: int, threads: int, kibibytes: int) -> int:
 
 
 def _layer(each: Any, weight_at: int, bias_at: int, row: int) -> FusedLayer:
-    sizes = int(each.in_features), int(each.out_features)
-    what = each.activation, bool(each.bias), saves_z(each)
-    return FusedLayer(*sizes, *what, weight_at, bias_at, row)
+    inputs, outputs, bias = int(each.in_features), int(each.out_features), bool(each.bias)
+    saves = saves_z(each)
+    return FusedLayer(inputs, outputs, each.activation, bias, saves, weight_at, bias_at, row)
 
 
 def _stride(outputs: int) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_plan import ALIGNMENT, TRAINS
-from fastneuron.kernels.fused_plan import FusedPlan
+from fastneuron.kernels.fused_plan import FusedPlan, blocks_together
 from fastneuron.kernels.numba_cuda.driver import ALIGNED, cuda, device_function, kernel
 from fastneuron.kernels.numba_cuda.fused import (
     all_backward,
@@ -37,15 +37,22 @@ from fastneuron.kernels.numba_cuda.outcome import (
     squares_of,
 )
 from fastneuron.kernels.numba_cuda.updates import COLUMNS, updated
-from fastneuron.kernels.numba_cuda.vectors import load4, load4_shared, store4, store4_shared
+from fastneuron.kernels.numba_cuda.vectors import (
+    load4,
+    load4_shared,
+    store4,
+    store4_shared,
+    thread_anew,
+)
 from fastneuron.optimizers import UpdateKind
 
-__all__ = ["ensemble_steps"]
+__all__ = ["ensemble_steps", "shared_bytes"]
 
 _OK = int(Status.OK)
 _LOSS, _GRADIENT = int(Status.LOSS_NOT_FINITE), int(Status.GRADIENT_NOT_FINITE)
-# Threads of a multiprocessor that keep to 128 registers.
-_THREADS_TOGETHER = 512
+# Shared memory of a multiprocessor of sm_90 and sm_100. For a smaller one, threads that share it
+# among fewer blocks than this says merely have registers to spare.
+_KIBIBYTES = 228
 
 
 @cache
@@ -94,7 +101,7 @@ def _update_of(plan: FusedPlan, kind: UpdateKind, n_moments: int, dtype: str, th
 
     @device_function
     def update(p, p_at, gradient, first, second, start, marks, marks_at, table, at, clip):
-        for q in range(4 * cuda.threadIdx.x, size, step):
+        for q in range(4 * thread_anew(), size, step):
             mark = marks[marks_at + q // ALIGNMENT]
             if mark & TRAINS:
                 ps, gs = load(p, p_at + q), load4(gradient, start + q)
@@ -123,10 +130,15 @@ def _let_go(plan: FusedPlan, threads: int) -> Any:
 
     @device_function
     def let_go(near, p, start):
-        for q in range(4 * cuda.threadIdx.x, size, step):
+        for q in range(4 * thread_anew(), size, step):
             store4(p, start + q, load4_shared(near, q))
 
     return let_go
+
+
+def shared_bytes(plan: FusedPlan, dtype: str, threads: int) -> int:
+    """Return the shared memory of a block of `ensemble_steps`: the plan's, and that of its sums."""
+    return plan.numbers * np.dtype(dtype).itemsize + threads * np.dtype(np.float64).itemsize
 
 
 @cache
@@ -178,7 +190,7 @@ def ensemble_steps(
                 model * order_apart + begin, batch, p, start, gradient, rows, rows_at,
             )  # fmt: skip
             mean = mean_of_rows(sums, rows, rows_at, batch)
-            if cuda.threadIdx.x == 0:
+            if thread_anew() == 0:
                 losses[step * models + model] = mean
             if math.isfinite(mean):
                 squared = squares(sums, gradient, marks, start, marks_at, 0, numbers)
@@ -204,8 +216,8 @@ def ensemble_steps(
             cuda.syncthreads()  # of the parameters, before they are read
         if holds:
             let_go(near, p, start)
-        if cuda.threadIdx.x == 0:
+        if thread_anew() == 0:
             state[2 * model + STEP], state[2 * model + STATUS] = step, status
 
-    together = max(1, _THREADS_TOGETHER // threads)
+    together = blocks_together(shared_bytes(plan, dtype, threads), threads, _KIBIBYTES)
     return kernel(ensemble_training, launch_bounds=(threads, together))

@@ -24,7 +24,7 @@ from fastneuron.kernels.numba_cuda import activations
 from fastneuron.kernels.numba_cuda.driver import ALIGNED, cuda, device_function, kernel
 from fastneuron.kernels.numba_cuda.losses import pair_of
 from fastneuron.kernels.numba_cuda.outcome import STEP
-from fastneuron.kernels.numba_cuda.vectors import load4, load4_shared, store4_shared
+from fastneuron.kernels.numba_cuda.vectors import load4, load4_shared, store4_shared, thread_anew
 
 __all__ = [
     "all_backward",
@@ -44,7 +44,7 @@ def hold_parameters(plan: FusedPlan, threads: int) -> Any:
 
     @device_function
     def hold(near, p, start):
-        for q in range(4 * cuda.threadIdx.x, size, step):
+        for q in range(4 * thread_anew(), size, step):
             store4_shared(near, q, load4(p, start + q))
 
     return hold
@@ -64,7 +64,7 @@ def take_rows(plan: FusedPlan, dtype: str, threads: int, ordered: bool) -> Any:
 
     @device_function
     def take(near, x, start, order, first, count):
-        for q in range(cuda.threadIdx.x, size, threads):
+        for q in range(thread_anew(), size, threads):
             r, k = q // across, q % across
             number = zero
             if r < count and k < inputs:
@@ -84,7 +84,7 @@ def _copy_weight(layer: FusedLayer, dtype: str, threads: int) -> Any:
 
     @device_function
     def copy(near, p, start):
-        for q in range(cuda.threadIdx.x, size, threads):
+        for q in range(thread_anew(), size, threads):
             i, o = q // stride, q % stride
             number = zero
             if i < inputs and o < outputs:
@@ -119,7 +119,7 @@ def _layer_forward(plan: FusedPlan, index: int, dtype: str, threads: int) -> Any
         if copies:
             copy(near, p, start)
             cuda.syncthreads()
-        for patch in range(cuda.threadIdx.x, patches, threads):
+        for patch in range(thread_anew(), patches, threads):
             row, column = patch % rows * 4, patch // rows * 4
             sums = cuda.local.array((4, 4), T)
             for j in range(4):
@@ -174,7 +174,7 @@ def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> An
     def backward(near, p, start, gradient, base, count, adds):
         if copies:
             copy(near, p, start)
-        for patch in range(cuda.threadIdx.x, across * down, threads):
+        for patch in range(thread_anew(), across * down, threads):
             # Neighbours take neighbouring features: their rows begin in different banks.
             i, o = patch % across, patch // across
             sums = cuda.local.array((4, 4), T)
@@ -199,7 +199,7 @@ def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> An
                         at = base + weight_at + to_i * to_row + to_o
                         gradient[at] = gradient[at] + sums[r, c] if adds else sums[r, c]
         if bias:
-            for o in range(cuda.threadIdx.x, outputs, threads):
+            for o in range(thread_anew(), outputs, threads):
                 total = zero
                 for row in range(count):
                     total += near[delta + o * stride + row]
@@ -207,7 +207,7 @@ def _layer_backward(plan: FusedPlan, index: int, dtype: str, threads: int) -> An
                 gradient[at] = gradient[at] + total if adds else total
         cuda.syncthreads()
         if goes_on:
-            for patch in range(cuda.threadIdx.x, rows * across, threads):
+            for patch in range(thread_anew(), rows * across, threads):
                 row, i = patch % rows * 4, patch // rows * 4
                 for q in range(16):  # as in the forward pass: the slopes first, by themselves
                     at = (i + q // 4) * stride + row + q % 4
@@ -324,7 +324,7 @@ def loss_of_rows(
 
     @device_function
     def of_rows(near, y, y_at, weight, weight_at, order, first, losses, at, count, batch):
-        for r in range(cuda.threadIdx.x, rows, threads):
+        for r in range(thread_anew(), rows, threads):
             if r < count:
                 sample, counts = order[first + r], one
                 if weighted:
@@ -356,7 +356,7 @@ def fused_step(
         model, blocks = cuda.blockIdx.y, cuda.gridDim.x
         start = model * numbers
         base = (model * blocks + cuda.blockIdx.x) * numbers
-        for i in range(cuda.threadIdx.x, numbers, threads):  # the gaps between arrays
+        for i in range(thread_anew(), numbers, threads):  # the gaps between arrays
             partials[base + i] = zero
         row = cuda.blockIdx.x * rows
         first, count = bounds[state[STEP]] + row, min(rows, batch - row)
@@ -395,7 +395,7 @@ def fused_forward(plan: FusedPlan, dtype: str, threads: int) -> Any:
         else:
             forward(near, p, model * numbers, count)
         first = (model * batch + row) * outputs
-        for q in range(cuda.threadIdx.x, count * outputs, threads):
+        for q in range(thread_anew(), count * outputs, threads):
             out[first + q] = near[at_out + q % outputs * stride + q // outputs]
 
     return kernel(fused_prediction, launch_bounds=(threads, 2))

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastneuron.kernels.numba_cuda.driver import SIMULATED, device_function, intrinsic, types
+from fastneuron.kernels.numba_cuda.driver import SIMULATED, cuda, device_function, intrinsic, types
 
-__all__ = ["load4", "load4_shared", "store4", "store4_shared"]
+__all__ = ["load4", "load4_shared", "store4", "store4_shared", "thread_anew"]
 
 #: Address spaces of NVVM: a pointer that says its own makes a load that need not find out.
 _GLOBAL, _SHARED = 1, 3
@@ -32,6 +32,15 @@ if SIMULATED:
             array[at + i] = four[i]
 
     load4_shared, store4_shared = load4, store4
+
+    @device_function
+    def thread_anew() -> Any:
+        """Return the thread's number, and all that follows from it is found anew.
+
+        A compiler knows that the number never changes and finds all places that follow from it
+        before a loop over steps, for which there are too few registers.
+        """
+        return cuda.threadIdx.x
 
 else:
     from llvmlite import ir
@@ -78,3 +87,12 @@ else:
 
     load4, store4 = _loader(_GLOBAL), _storer(_GLOBAL)
     load4_shared, store4_shared = _loader(_SHARED), _storer(_SHARED)
+
+    def _thread(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kind = ir.FunctionType(ir.IntType(32), [])
+            return builder.call(ir.InlineAsm(kind, "mov.u32 $0, %tid.x;", "=r", True), [])
+
+        return types.int32(), codegen
+
+    thread_anew = intrinsic(_thread)
