@@ -211,12 +211,12 @@ class CudaEnsembleEngine(EnsembleEngine):
         self._marks = zeros(models * plan.flat // 16, np.uint8, self._stream)
         if models:
             put(self._marks, np.concatenate(marks), self._stream)
-        self._data = Vector(dtype), Vector(dtype), Vector(dtype)
-        self._labels = Vector(np.int64)
-        self._inputs, self._outputs = Vector(dtype), Vector(dtype)
-        self._order, self._bounds = Vector(np.int64), Vector(np.int64)
-        self._table, self._rows = Vector(dtype), Vector(dtype)
-        self._limits, self._losses = Vector(np.float64), Vector(np.float64)
+        of_data = [Vector(dtype, self._stream) for _ in range(7)]
+        self._data = of_data[0], of_data[1], of_data[2]
+        self._inputs, self._outputs, self._table, self._rows = of_data[3:]
+        of_rows = [Vector(np.int64, self._stream) for _ in range(3)]
+        self._labels, self._order, self._bounds = of_rows
+        self._limits, self._losses = (Vector(np.float64, self._stream) for _ in range(2))
         self._rows.make_room(models * self.batch_size)
         self._of_steps = [
             self._order, self._bounds, self._table, self._rows, self._limits, self._losses
@@ -250,10 +250,10 @@ class CudaEnsembleEngine(EnsembleEngine):
         return [(weight.copy(), None if bias is None else bias.copy()) for weight, bias in views]
 
     def _put_data(self, x: Array, y: Array, weight: Array | None) -> None:
-        self._data[0].put(x, self._stream)
-        (self._labels if y.dtype.kind == "i" else self._data[1]).put(y, self._stream)
+        self._data[0].put(x)
+        (self._labels if y.dtype.kind == "i" else self._data[1]).put(y)
         if weight is not None:
-            self._data[2].put(weight, self._stream)
+            self._data[2].put(weight)
 
     def _rows_of(
         self, x: Array, y: Array, weight: Array | None, rows: NDArray[np.int64]
@@ -270,10 +270,10 @@ class CudaEnsembleEngine(EnsembleEngine):
         if scalars.strides[1] == 0:  # all models share their scalars, which are copied once
             scalars = scalars[:, :1]
         flat = scalars.reshape(-1, N_SCALARS)
-        self._order.put(order, self._stream)
-        self._bounds.put(bounds, self._stream)
-        self._table.put(table_of(flat, self.spec.dtype), self._stream)
-        self._limits.put(flat[:, CLIP_NORM], self._stream)
+        self._order.put(order)
+        self._bounds.put(bounds)
+        self._table.put(table_of(flat, self.spec.dtype))
+        self._limits.put(flat[:, CLIP_NORM])
         self._losses.make_room(len(scalars) * self.n_models)
         put(self._state, np.zeros(2 * self.n_models, np.int64), self._stream)
         return scalars.shape[1]
@@ -336,7 +336,7 @@ class CudaEnsembleEngine(EnsembleEngine):
         """Return the outputs (M, B, O) of a part of the rows."""
         plan, (count, inputs) = self._plan, x.shape[-2:]
         outputs, shared = self.spec.out_features, plan.numbers * self._dtype.itemsize
-        self._inputs.put(x, self._stream)
+        self._inputs.put(x)
         kernel = fused_forward(plan, self.spec.dtype, self._threads)
         apart = count * inputs if own else 0
         launches = []
