@@ -258,19 +258,20 @@ class Ensemble:
         horizon = Horizon(self.step_count + epochs * per_epoch, per_epoch)
         found: list[NDArray[np.float64]] = []
         begun = 0  # of them, before the epoch under way
-        while (parts := [batches.take(self._pace.steps) for batches in each])[0] is not None:
-            first: Part = parts[0]
-            orders = np.stack([part.order for part in parts if part is not None])
-            if 1 < len(place) < len(self):
-                orders = orders[[place[seed] for seed in self.seeds]]
-            part = first._replace(order=orders)
-            self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
-            losses, seconds = self._train(rows, targets, weight, part, horizon)
-            found.append(losses)
-            self._pace.note(len(losses), seconds)
-            if part.ends_epoch and self._rates.watches:
-                self._rates.observe(np.concatenate(found[begun:]).mean(axis=0))
-                begun = len(found)
+        with self._live.held(rows, targets, weight):
+            while (parts := [batches.take(self._pace.steps) for batches in each])[0] is not None:
+                first: Part = parts[0]
+                orders = np.stack([part.order for part in parts if part is not None])
+                if 1 < len(place) < len(self):
+                    orders = orders[[place[seed] for seed in self.seeds]]
+                part = first._replace(order=orders)
+                self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
+                losses, seconds = self._train(rows, targets, weight, part, horizon)
+                found.append(losses)
+                self._pace.note(len(losses), seconds)
+                if part.ends_epoch and self._rates.watches:
+                    self._rates.observe(np.concatenate(found[begun:]).mean(axis=0))
+                    begun = len(found)
         return np.concatenate(found)
 
     def forward(self, x: Any) -> Array:

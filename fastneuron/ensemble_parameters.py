@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron.errors import DeviceError
+from fastneuron.errors import DeviceError, DeviceMemoryError
 from fastneuron.interrupts import HeldInterrupts
 from fastneuron.kernels.contract import Array, Engine, Parameters, Statistics
 from fastneuron.kernels.ensemble_contract import (
@@ -148,6 +148,22 @@ class LiveEnsemble:
             raise
         self._proven = True
         return outcome
+
+    @contextmanager
+    def held(self, *data: Any) -> Iterator[None]:
+        """Put a data set where the engine finds it in calls to come, if there is room for it."""
+        with self.locked():
+            try:
+                self.engine.hold(*data)
+            except DeviceError as error:
+                if not (error.whole and isinstance(error, DeviceMemoryError)):
+                    raise self.failed(error) from error
+                self.engine.let_go()
+        try:
+            yield
+        finally:
+            if self._engine is not None:
+                self._engine.let_go()
 
     def release(self) -> None:
         """Raise a Ctrl-C that was held back, once the caller's books are in order."""

@@ -60,7 +60,10 @@ class EnsembleRates:
     def scalars(self, first: int, count: int, horizon: Horizon) -> NDArray[np.float64]:
         """Return the scalars (count, M, N_SCALARS) of the steps from `first` on."""
         tables = [each.scalars(first, each.rates(first, count, horizon)) for each in self._each]
-        scalars = np.stack(tables, axis=1)[:, self._group]
+        stacked = np.stack(tables, axis=1)
+        if len(tables) == 1 and not self._keys:  # a view, which engines may know by its stride
+            return np.broadcast_to(stacked, (count, len(self._group), stacked.shape[2]))
+        scalars = stacked[:, self._group]
         for m, keys in enumerate(self._keys):
             keys.fill(scalars[:, m], first)
         return scalars

@@ -6,7 +6,7 @@ import _thread
 import os
 import threading
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from test_ensemble import KINDS, LABELS, M, X, Y, networks, same, state
 
 import fastneuron as fn
 from fastneuron import backends
-from fastneuron.errors import DeviceError
+from fastneuron.errors import DeviceError, DeviceMemoryError
 from fastneuron.kernels.each_alone import EachAlone
 
 #: Rates of three networks of which the second diverges after some steps.
@@ -290,3 +290,44 @@ def test_parameters_come_to_the_host_while_a_device_trains(
         assert all(net.parameters.owner is None for net in nets)
         assert ensemble._live.kept == step + 1
     assert len(nets) == M
+
+
+class Holds(EachAlone):
+    """Says what it was asked to hold, and has no room for more than a number of rows."""
+
+    told: ClassVar[list[Any]] = []
+    most, whole = 100, True
+
+    def hold(self, x: Any, y: Any, weight: Any) -> None:
+        if len(x) > self.most:
+            raise DeviceMemoryError("no room", whole=self.whole)
+        self.told.append(x)
+
+    def let_go(self) -> None:
+        self.told.append(None)
+
+    def run(self, x: Any, *rest: Any) -> Any:
+        self.told.append(x)
+        return super().run(x, *rest)
+
+
+def test_data_are_held_while_a_run_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastneuron.kernels.each_alone.EachAlone", Holds)
+    Holds.told.clear()
+    ensemble = fn.Ensemble(networks(), "mse", batch_size=8, backend="numpy")
+    ensemble.run(X, Y)
+    first, *between, last = Holds.told
+    assert first is X
+    assert last is None
+    assert all(x is X for x in between)
+    with monkeypatch.context() as patch:
+        patch.setattr(Holds, "most", 10)
+        ensemble.run(X, Y)  # goes without
+        assert Holds.told[-1] is None
+        patch.setattr(Holds, "whole", False)
+        before = [state(net) for net in ensemble]
+        with pytest.raises(DeviceMemoryError, match="no room"):
+            ensemble.run(X, Y)
+        for net, kept in zip(ensemble, before, strict=True):
+            for one, other in zip(state(net), kept, strict=True):
+                np.testing.assert_array_equal(one, other)

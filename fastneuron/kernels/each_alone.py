@@ -94,6 +94,12 @@ class EachAlone(EnsembleEngine):
         each = [engine.export_moments() for engine in self.engines]
         return [stacked(moments) for moments in zip(*each, strict=True)]
 
+    def hold(self, x: Array, y: Array, weight: Array | None) -> None:
+        pass  # a device would hold it once for each network
+
+    def let_go(self) -> None:
+        pass
+
     def run(
         self,
         x: Array,

@@ -125,7 +125,8 @@ class EnsembleEngine(ABC):
         order : (M, k) int64, or (1, k) where all models meet the rows in one order
         bounds : (steps + 1,) int64, ascending, no empty batch
         scalars : (steps, M, N_SCALARS) float64
-            From each model's `Optimizer.scalars`.
+            From each model's `Optimizer.scalars`. Where all models share them, they may be a view
+            with a stride of 0 along the models.
         losses : (steps, M) float64, OUT
             The mean loss of each batch before its update. Where a model's step fails, its loss is
             written and the model's later entries are left alone.
@@ -137,6 +138,17 @@ class EnsembleEngine(ABC):
             takes no further step in this call; the others go on. Nothing is remembered: who wants
             a model to stay stopped loads parameters of NaN, with which no step is ever applied.
         """
+
+    @abstractmethod
+    def hold(self, x: Array, y: Array, weight: Array | None) -> None:
+        """Make a data set ready for calls of `run` with these very arrays, until `let_go`.
+
+        They must not be written to in between. On the host there is nothing to be done.
+        """
+
+    @abstractmethod
+    def let_go(self) -> None:
+        """Forget what `hold` was given."""
 
     @abstractmethod
     def forward(self, x: Array) -> Array:
