@@ -220,7 +220,7 @@ def test_threads_change_no_bit(blocked: backends.Backend, monkeypatch: pytest.Mo
     want_losses, _ = trained(want, each)
     for threads in (2, 3, 8):
         engine = many_of(blocked, each, n_threads=threads)
-        shared = f"{threads} threads" in engine.plan()["models"]
+        shared = f"{threads} threads" in engine.plan()["ensemble"]
         assert shared == (threads < 8)  # of more threads each network has all
         for _ in range(2):  # the first call may compile, and the threads wait for it
             engine.load(stacked([one.parameters for one in each]))

@@ -141,9 +141,9 @@ class EachAlone(EnsembleEngine):
 
     def plan(self) -> dict[str, Any]:
         said = self.engines[0].plan()
-        said["n_models"], said["models"] = self.n_models, "one after another, an engine each"
+        said["n_models"], said["ensemble"] = self.n_models, "one after another, an engine each"
         if self._team > 1:
-            said["models"] = f"an engine each, shared by {self._team} threads in long calls"
+            said["ensemble"] = f"an engine each, shared by {self._team} threads in long calls"
         return said
 
     def _each(self, work: Callable[[int], Result], size: int) -> list[Result]:
