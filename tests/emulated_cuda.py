@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.constants import header
+from fastneuron.kernels.device_faults import DriverError
 from fastneuron.kernels.device_memory import STATE
 from fastneuron.losses import Loss
 from fastneuron.testing import poisoned
@@ -31,7 +31,7 @@ FLAGS = (
     *("-fPIC", "-shared", "-Wall", "-Wextra", "-Wdouble-promotion", "-Wno-unknown-pragmas"),
     *("-Werror", "-DFN_EMULATED"),
 )
-ROOMS = ("products", "elementwise", "losses", "updates", "norms", "memory")
+ROOMS = ("products", "elementwise", "losses", "updates", "norms", "memory", "calls")
 LARGE, SMALL, TINY = range(3)
 #: As many that a planted fault, a row past the last, stays inside.
 GUARD, GUARD_BYTES = 0xA5, 1024
@@ -359,23 +359,23 @@ class Calls:
     ----------
     held : dict
         Address and bytes of what was allocated and not yet released.
+    room : int
+        Bytes that there are.
+    queued : list of (str, int)
+        "run", "record" or "replay", and how many times.
+    counts_alone : bool
+        Whether nothing of these is run.
     """
-
-    _TYPES: ClassVar = {"int": ctypes.c_int, "unsigned": ctypes.c_uint, "double": ctypes.c_double,
-                        "int64_t": ctypes.c_int64, "size_t": ctypes.c_size_t}  # fmt: skip
 
     def __init__(self, library: Path) -> None:
         self._library = ctypes.CDLL(str(library))
-        text = re.sub(r"/\*.*?\*/", "", (SOURCES / "kernels.h").read_text("utf-8"), flags=re.DOTALL)
+        self._library.fn_cuda_name.restype = ctypes.c_char_p
+        self._library.fn_cuda_error.restype = ctypes.c_char_p
         self.held: dict[int, int] = {}
-        for name, arguments in re.findall(r"\bint fn_cuda_(\w+)\(([^;]*)\);", text):
-            function = getattr(self._library, f"fn_cuda_{name}")
-            function.argtypes = [
-                ctypes.c_void_p if "*" in each else self._TYPES[each.split()[0]]
-                for each in arguments.split(",")
-            ]
-            if not hasattr(type(self), name):
-                setattr(self, name, partial(_started, name, function))
+        self.graphs: set[int] = set()
+        self.room = 1 << 40
+        self.queued: list[tuple[str, int]] = []
+        self.counts_alone = False
 
     def tile(self, dtype: int, which: int) -> tuple[int, int, int]:
         sizes = (ctypes.c_int * 3)()
@@ -383,22 +383,78 @@ class Calls:
         return sizes[0], sizes[1], sizes[2]
 
     def norm_parts(self, n: int) -> int:
-        return int(self._library.fn_cuda_norm_parts(n))
+        return int(self._library.fn_cuda_norm_parts(ctypes.c_int64(n)))
+
+    def function(self, name: str, count: int) -> int:
+        found = int(self._library.fn_cuda_function(name.encode(), count))
+        assert found >= 0, f"{name} of {count} arguments"
+        return found
+
+    def run(self, calls: int, count: int, times: int, stream: int) -> None:
+        at = ctypes.c_int()
+        self.queued.append(("run", times))
+        times = 0 if self.counts_alone else times
+        where = ctypes.c_void_p(calls), count, ctypes.c_int64(times), ctypes.c_void_p(stream)
+        self._check(self._library.fn_cuda_run(*where, ctypes.byref(at)), f"call {at.value}")
+
+    def record(self, calls: int, count: int, times: int, stream: int) -> int:
+        at, graph = ctypes.c_int(), ctypes.c_void_p()
+        self.queued.append(("record", times))
+        where = ctypes.c_void_p(calls), count, ctypes.c_int64(times), ctypes.c_void_p(stream)
+        made = self._library.fn_cuda_record(*where, ctypes.byref(graph), ctypes.byref(at))
+        self._check(made, f"record call {at.value}")
+        assert graph.value
+        self.graphs.add(graph.value)
+        return graph.value
+
+    def replay(self, graph: int, times: int, stream: int) -> None:
+        assert graph in self.graphs
+        self.queued.append(("replay", times))
+        times = 0 if self.counts_alone else times
+        where = ctypes.c_void_p(graph), ctypes.c_int64(times), ctypes.c_void_p(stream)
+        self._check(self._library.fn_cuda_replay(*where), "replay")
+
+    def forget(self, graph: int) -> None:
+        self.graphs.remove(graph)
+        self._library.fn_cuda_forget(ctypes.c_void_p(graph))
 
     def allocate(self, size: int) -> int:
         place = ctypes.c_void_p()
-        assert self._library.fn_cuda_allocate(ctypes.byref(place), size) == 0
+        full = sum(self.held.values()) + size > self.room
+        wanted = ctypes.c_size_t(1 << 60 if full else size)
+        error = self._library.fn_cuda_allocate(ctypes.byref(place), wanted)
+        self._check(error, f"allocate {size} bytes")
         assert place.value
         self.held[place.value] = size
         return place.value
 
     def release(self, place: int) -> None:
         del self.held[place]
-        self._library.fn_cuda_release(place)
+        self._library.fn_cuda_release(ctypes.c_void_p(place))
 
+    def clear(self, place: int, size: int, stream: int) -> None:
+        where = ctypes.c_void_p(place), ctypes.c_size_t(size), ctypes.c_void_p(stream)
+        self._check(self._library.fn_cuda_clear(*where), "clear")
 
-def _started(name: str, function: Any, *arguments: int | float) -> None:
-    assert function(*arguments) == 0, f"{name} did not start"
+    def copy(self, to: int, source: int, size: int, stream: int) -> None:
+        ends = ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size)
+        self._check(self._library.fn_cuda_copy(*ends, ctypes.c_void_p(stream)), "copy")
+
+    def wait(self, stream: int) -> None:
+        self._check(self._library.fn_cuda_wait(ctypes.c_void_p(stream)), "wait")
+
+    def stream(self) -> int:
+        made = ctypes.c_void_p()
+        self._check(self._library.fn_cuda_stream(ctypes.byref(made)), "stream")
+        assert made.value
+        return made.value
+
+    def end_stream(self, stream: int) -> None:
+        self._library.fn_cuda_end_stream(ctypes.c_void_p(stream))
+
+    def _check(self, error: int, name: str) -> None:
+        if error:
+            raise DriverError(error, f"CUDA, {name}: {self._library.fn_cuda_error(error).decode()}")
 
 
 def _code(dtype: Any) -> int:

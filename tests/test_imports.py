@@ -37,6 +37,7 @@ HOUSE = (
         "kernels.timed_choice",
         "kernels.precision",
         "kernels.device_faults",
+        "kernels.device_calls",
     ),
     ("kernels.device_card",),
     (

@@ -20,6 +20,8 @@
 #include <thread>
 #include <vector>
 
+#include "emulated_runtime.h"
+
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -29,7 +31,6 @@ struct dim3 {
     unsigned x, y, z;
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-typedef void *cudaStream_t;
 
 namespace emulated {
 

@@ -126,6 +126,32 @@ int fn_cuda_clear(void *place, size_t bytes, void *stream);
 /* In either direction, or on the device. */
 int fn_cuda_copy(void *to, const void *source, size_t bytes, void *stream);
 int fn_cuda_wait(void *stream);
+/* A stream that waits for no other; launches on it can be recorded. */
+int fn_cuda_stream(void **stream);
+int fn_cuda_end_stream(void *stream);
+
+/* A start of one of the functions above, up to fn_cuda_move_statistics, but for its stream: each
+   argument as a whole number (or address) and as a real one, of which the function takes its own. */
+enum { FN_ARGUMENTS = 12 };
+typedef struct {
+    int64_t whole;
+    double real;
+} fn_cuda_argument;
+typedef struct {
+    int64_t function;
+    fn_cuda_argument arguments[FN_ARGUMENTS];
+} fn_cuda_call;
+/* The number of the function of that name with so many arguments but for the stream, or -1. */
+int fn_cuda_function(const char *name, int count);
+const char *fn_cuda_name(int64_t function);
+/* Start the calls in order, all of them `times` times; `at` is the one that failed. */
+int fn_cuda_run(const fn_cuda_call *calls, int count, int64_t times, void *stream, int *at);
+/* Record the same as a graph; nothing is run. The functions must have run before: what loads a
+   kernel cannot be recorded. `at` is the call that failed, or -1. */
+int fn_cuda_record(const fn_cuda_call *calls, int count, int64_t times, void *stream, void **graph,
+                   int *at);
+int fn_cuda_replay(void *graph, int64_t times, void *stream);
+int fn_cuda_forget(void *graph);
 
 #ifdef __cplusplus
 }

@@ -29,12 +29,21 @@ int launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters
 {
 #ifdef __CUDACC__
     kernel<<<grid, block, 0, stream>>>(static_cast<Parameters>(args)...);
-    return static_cast<int>(cudaGetLastError());
 #else
-    (void)stream;
-    emulated::run(grid, block, kernel, static_cast<Parameters>(args)...);
-    return 0;
+    emulated::start(stream, [=] {
+        emulated::run(grid, block, kernel, static_cast<Parameters>(args)...);
+    });
 #endif
+    return static_cast<int>(cudaGetLastError());
+}
+
+/* What a call but a launch returned, as a number. CUDA remembers an error until it is asked: it
+   would be the next launch's, long after whoever ran out of memory found another way. */
+inline int told(cudaError_t error)
+{
+    if (error != cudaSuccess)
+        cudaGetLastError();
+    return static_cast<int>(error);
 }
 
 constexpr int ceiling(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }

@@ -5,32 +5,31 @@ It needs NVIDIA's driver and no other package. Importing this needs neither: `mi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels import constants
-from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
-from fastneuron.kernels.device_memory import Batch, Buffer, Calls, Chunk, State, Work
-from fastneuron.kernels.device_passes import Call, Passes, run_all
+from fastneuron.kernels.contract import Array
+from fastneuron.kernels.device_calls import Call, Calls, Device, Graph, Program
+from fastneuron.kernels.device_engine import DeviceEngine, watched
+from fastneuron.kernels.device_memory import Batch, Buffer, Chunk, State, Work
+from fastneuron.kernels.device_passes import Passes
 from fastneuron.kernels.device_presence import missing_card
 from fastneuron.kernels.device_slots import DeviceSlots
 from fastneuron.losses import Loss
-from fastneuron.optimizers import KEY_HIGH, KEY_LOW, N_SCALARS, Optimizer
+from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
 
 __all__ = ["CythonCudaEngine", "missing", "slots"]
 
 #: Numbers of the large and the small tile in kernels.h.
 TILES = (0, 1)
-# Rows of a prediction that are on the device at a time, where the batches are smaller.
-_PREDICTED_ROWS = 8192
 
 
 @cache
@@ -81,8 +80,8 @@ def _calls() -> Calls:
     return _extension()
 
 
-class CythonCudaEngine(Engine):
-    """Training state in flat vectors on the device; a step is a fixed list of kernel starts.
+class CythonCudaEngine(DeviceEngine):
+    """Training state in flat vectors on the device; a step is a list of calls that C goes through.
 
     Parameters
     ----------
@@ -98,8 +97,7 @@ class CythonCudaEngine(Engine):
         Where there is no extension, no driver or no card, and for any other precision.
     """
 
-    backend: ClassVar[str] = "cuda"
-
+    @watched
     def __init__(
         self,
         spec: NetworkSpec,
@@ -117,173 +115,50 @@ class CythonCudaEngine(Engine):
                 f"precision={precision!r} needs cuBLASLt, which the CUDA kernels that came with "
                 "the package do without: pip install fastneuron[cuda]"
             )
-        super().__init__(spec, loss, optimizer, n_threads=n_threads, batch_size=batch_size)
-        self._calls = calls or _calls()
-        self._state = State(self._calls, spec, optimizer)
-        self._chunk = Chunk(self._calls)
-        self._passes = Passes(self._calls, spec, self._state, self._chunk, tiles)
-        parts = self._calls.norm_parts(self._state.size)
-        self._norms = Buffer(self._calls, np.float64, parts)
-        self._x, self._y, self._weight = (Buffer(self._calls, spec.dtype) for _ in range(3))
-        self._labels = Buffer(self._calls, np.int64)
-        self._batch: Batch | None = None
-        self._work: Work | None = None
-        self._steps: dict[tuple[Any, ...], list[Call]] = {}
-        self._kept = 0, np.zeros(N_SCALARS)
+        super().__init__(spec, loss, optimizer, n_threads, batch_size)
+        self._device = Device(calls or _calls())
+        self._state = State(self._device, spec, optimizer)
+        self._chunk = Chunk(self._device)
+        self._passes = Passes(self._device, spec, self._state, self._chunk, tiles)
+        parts = self._device.calls.norm_parts(self._state.size)
+        self._norms = Buffer(self._device, np.float64, parts)
+        dtypes = spec.dtype, spec.dtype, spec.dtype, np.int64
+        self._data = [Buffer(self._device, dtype) for dtype in dtypes]
 
-    def load(self, parameters: Parameters) -> None:
-        """Copy `parameters` in."""
-        self._state.load(self._state.p, parameters)
+    def _new_rows(self, count: int, *, training: bool) -> Work:
+        if training:
+            return Batch(self._device, self.spec, count, self._passes.scratch(count))
+        return Work(self._device, self.spec, count, training=False)
 
-    def export(self) -> Parameters:
-        """Return copies of the parameters."""
-        return self._state.export(self._state.p)
-
-    def load_statistics(self, statistics: Statistics) -> None:
-        """Copy the running statistics in."""
-        self._state.load_statistics(statistics)
-
-    def export_statistics(self) -> Statistics:
-        """Return copies of the running statistics."""
-        return self._state.export_statistics()
-
-    def load_moments(self, moments: Sequence[Parameters]) -> None:
-        """Copy the optimizer's moments in."""
-        for vector, moment in zip(self._state.moments, moments, strict=True):
-            self._state.load(vector, moment)
-
-    def export_moments(self) -> list[Parameters]:
-        """Return copies of the optimizer's moments."""
-        return [self._state.export(vector) for vector in self._state.moments]
-
-    def run(
-        self,
-        x: Array,
-        y: Array,
-        weight: Array | None,
-        order: NDArray[np.int64],
-        bounds: NDArray[np.int64],
-        scalars: NDArray[np.float64],
-        losses: NDArray[np.float64],
-    ) -> Outcome:
-        """Train on the batches that `bounds` cuts out of `order`."""
-        sizes = np.diff(bounds).tolist()
-        if not sizes:
-            return Outcome(Status.OK, 0)
-        batch = self._training(max(sizes))
-        # Only the rows that are asked for, each once.
-        rows, places = np.unique(order[bounds[0] : bounds[-1]], return_inverse=True)
-        classes = y.ndim == 1
-        targets = self._labels if classes else self._y
-        moved = [self._x.put(x[rows]), targets.put(y[rows])]
-        if weight is not None:
-            moved.append(self._weight.put(weight[rows]))
-        moved += [self._chunk.order.put(places), self._chunk.bounds.put(bounds - bounds[0])]
-        moved.append(self._chunk.begin(scalars[: len(sizes)]))
-        data = self._x, targets, None if weight is None else self._weight
-        n = len(rows)
-        if any(moved):
-            self._steps.clear()
-        for size in sizes:
-            kind = size, weight is not None, classes, n
-            if kind not in self._steps:
-                self._steps[kind] = self._step(batch, size, data, n, classes)
-            run_all(self._steps[kind])
-        end = self._chunk.end()
-        status, steps = Status(int(end["status"])), int(end["step"])
-        written = min(steps + (status != Status.OK), len(sizes))
-        losses[:written] = self._chunk.losses.get(written)
-        return Outcome(status, steps)
-
-    def forward(self, x: Array) -> Array:
-        """Return the network's output (n, O) for x (n, I)."""
-        out = np.empty((len(x), int(self.spec.out_features)), self.spec.dtype)
-        most = max(self.batch_size, min(len(x), _PREDICTED_ROWS))
-        if len(x) and (self._work is None or self._work.count < most):
-            self._work = Work(self._calls, self.spec, most, training=False)
-        for first in range(0, len(x), most):
-            assert self._work is not None
-            part = x[first : first + most]
-            out[first : first + most] = self._outputs(self._work, part)
-        return out
-
-    def forward_keep(self, x: Array, scalars: NDArray[np.float64] | None = None) -> Array:
-        """Return the training output; what `update` needs of these rows stays on the device."""
-        row = np.zeros(N_SCALARS) if scalars is None else scalars[0]
-        self._chunk.begin(row[None])
-        self._kept = len(x), row.copy()
-        return self._outputs(self._training(len(x)), x)
-
-    def update(self, dout: Array, scalars: NDArray[np.float64]) -> tuple[Array, Outcome]:
-        """Apply one step for the rows of the last `forward_keep` and return dL/dx."""
-        assert self.optimizer is not None
-        rows, kept = self._kept
-        batch = self._training(rows)
-        row = scalars.copy()
-        row[[KEY_LOW, KEY_HIGH]] = kept[[KEY_LOW, KEY_HIGH]]  # what was dropped stays dropped
-        self._chunk.begin(row[None])
-        batch.d[-1].put(dout)
-        run_all(self._passes.backward(batch, rows, need_dx=True))
-        dx = batch.d[0].get(rows, int(self.spec.in_features))
-        run_all(self._passes.apply(batch, rows, self.optimizer, self._norms.address))
-        end = self._chunk.end()
-        return dx, Outcome(Status(int(end["status"])), int(end["step"]))
-
-    def gradients(
-        self, x: Array, y: Array, weight: Array | None, scalars: NDArray[np.float64] | None = None
-    ) -> tuple[float, Parameters]:
-        """Return the mean loss of the batch and its gradient; nothing is updated."""
-        assert self.loss is not None
-        rows, batch = len(x), self._training(len(x))
-        self._chunk.begin(np.zeros((1, N_SCALARS)) if scalars is None else scalars[:1])
-        classes, weighted = y.ndim == 1, weight is not None
-        batch.a[0].put(x)
-        (batch.labels if classes else batch.targets).put(y)
-        if weight is not None:
-            batch.weight.put(weight)
-        calls = self._passes.forward(batch, rows)
-        calls += self._passes.loss(batch, rows, self.loss, weighted=weighted, classes=classes)
-        calls += self._passes.backward(batch, rows, need_dx=False)
-        run_all(calls)
-        return float(self._chunk.losses.get(1)[0]), self._state.export(self._state.g)
-
-    def plan(self) -> dict[str, Any]:
-        """Explain the engine."""
-        size = self._state.size * np.dtype(self.spec.dtype).itemsize
-        return {
-            "backend": self.backend,
-            "n_threads": None,
-            "threads_reason": "the device runs as many as there are",
-            "buffer_bytes": {
-                "parameters": size,
-                "gradients": size,
-                "moments": size * len(self._state.moments),
-            },
-            "phases": ["gather", "forward", "loss", "backward", "update"],
-        }
-
-    def _step(
-        self, batch: Batch, rows: int, data: tuple[Any, Any, Any], n: int, classes: bool
-    ) -> list[Call]:
-        assert self.loss is not None
-        assert self.optimizer is not None
-        weighted = data[2] is not None
+    def _step(self, size: int, weighted: bool, classes: bool) -> list[Call]:
+        batch, passes = self._training, self._passes
         return [
-            *self._passes.gather(batch, rows, data, n, classes),
-            *self._passes.forward(batch, rows),
-            *self._passes.loss(batch, rows, self.loss, weighted=weighted, classes=classes),
-            *self._passes.backward(batch, rows, need_dx=False),
-            *self._passes.apply(batch, rows, self.optimizer, self._norms.address),
+            *passes.gather(batch, size, self._data, weighted=weighted, classes=classes),
+            *passes.forward(batch, size),
+            *self._loss(batch, size, weighted, classes),
+            *passes.backward(batch, size, need_dx=False),
+            *self._apply(batch, size),
         ]
 
-    def _outputs(self, work: Work, x: Array) -> Array:
-        work.a[0].put(x)
-        run_all(self._passes.forward(work, len(x)))
-        return work.a[-1].get(len(x), int(self.spec.out_features))
+    def _loss(self, rows: Batch, count: int, weighted: bool, classes: bool) -> list[Call]:
+        assert self.loss is not None
+        return self._passes.loss(rows, count, self.loss, weighted=weighted, classes=classes)
 
-    def _training(self, rows: int) -> Batch:
-        if self._batch is None or self._batch.count < rows:
-            count = max(rows, self.batch_size)
-            self._batch = Batch(self._calls, self.spec, count, self._passes.scratch(count))
-            self._steps.clear()
-        return self._batch
+    def _apply(self, rows: Batch, count: int) -> list[Call]:
+        assert self.optimizer is not None
+        return self._passes.apply(rows, count, self.optimizer, self._norms.address)
+
+    def _prepared(self, launches: list[Call]) -> Program:
+        return self._device.program(launches)
+
+    def _queue(self, prepared: Program, times: int = 1) -> None:
+        prepared.run(times)
+
+    def _record(self, prepared: Program, times: int) -> Graph:
+        return prepared.record(times)
+
+    def _take(self, vector: Buffer, array: Array) -> None:
+        vector.put(array)
+
+    def _get(self, vector: Buffer, count: int, width: int) -> Array:
+        return vector.get(count, width)

@@ -8,15 +8,23 @@ from contextlib import contextmanager
 
 from fastneuron.errors import BackendUnavailable, DeviceError, DeviceMemoryError
 
-__all__ = ["fault_of", "faults_told"]
+__all__ = ["DriverError", "fault_of", "faults_told"]
 
-#: CUDA_ERROR_OUT_OF_MEMORY of cuda.h.
+#: CUDA_ERROR_OUT_OF_MEMORY of cuda.h, and cudaErrorMemoryAllocation.
 _OUT_OF_MEMORY = 2
 #: Errors of the driver's bindings, by name: they are not imported to be recognised.
-_CLASSES = {"CudaAPIError", "CudaDriverError", "CUDAError", "CudaSupportError"}
+_CLASSES = {"CudaAPIError", "CudaDriverError", "CUDAError", "CudaSupportError", "DriverError"}
 #: What numba-cuda and its finder of libraries raise where there is nothing to compile with.
 _NO_COMPILER = {"DynamicLibNotFoundError", "NvvmSupportError", "NvrtcSupportError"}
 _NAMED = re.compile(r"CUDA_ERROR_[A-Z_]+")
+
+
+class DriverError(RuntimeError):
+    """What CUDA refused to the compiled kernels; `code` is CUDA's."""
+
+    def __init__(self, code: int, said: str) -> None:
+        super().__init__(said)
+        self.code = code
 
 
 def fault_of(error: BaseException, *, whole: bool) -> DeviceError | BackendUnavailable | None:

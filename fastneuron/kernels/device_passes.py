@@ -6,23 +6,22 @@ number on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
-from fastneuron.kernels.device_memory import Batch, Calls, Chunk, State, Work
+from fastneuron.kernels.device_calls import Call, Device
+from fastneuron.kernels.device_memory import Batch, Buffer, Chunk, State, Work
 from fastneuron.kernels.device_plan import blocks_of, row_groups
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["Call", "Cut", "Passes", "run_all"]
+__all__ = ["Cut", "Passes"]
 
-#: A function and its arguments but for the stream.
-Call: TypeAlias = tuple[Any, tuple[Any, ...]]
 #: Rows whose columns one block sums, where no product does.
 GROUP = 128
 # Blocks that a weight gradient's batch is cut for, and rows of a slice, at least: as the plan's.
@@ -30,12 +29,6 @@ _GRADIENT_BLOCKS = 288
 _SLICE_ROWS = 256
 # Blocks from which products take the large tile: as many as a large card has multiprocessors.
 _LARGE_BLOCKS = 132
-
-
-def run_all(calls: list[Call]) -> None:
-    """Queue all calls, in order."""
-    for function, arguments in calls:
-        function(*arguments, 0)
 
 
 class Cut(NamedTuple):
@@ -57,11 +50,11 @@ class Passes:
     """
 
     def __init__(
-        self, calls: Calls, spec: NetworkSpec, state: State, chunk: Chunk, tiles: tuple[int, int]
+        self, device: Device, spec: NetworkSpec, state: State, chunk: Chunk, tiles: tuple[int, int]
     ) -> None:
-        self._calls, self._spec, self._state, self._chunk = calls, spec, state, chunk
+        self._spec, self._state, self._chunk = spec, state, chunk
         self._dtype = int(np.dtype(spec.dtype) == np.float64)
-        self._cuts = [Cut(tile, *calls.tile(self._dtype, tile)) for tile in tiles]
+        self._cuts = [Cut(tile, *device.calls.tile(self._dtype, tile)) for tile in tiles]
 
     def scratch(self, rows: int) -> int:
         """Return the numbers that first stages of sums take."""
@@ -75,21 +68,23 @@ class Passes:
         return max(sizes)
 
     def gather(
-        self, batch: Batch, rows: int, data: tuple[Any, Any, Any], n: int, classes: bool
+        self, batch: Batch, rows: int, data: Sequence[Buffer], *, weighted: bool, classes: bool
     ) -> list[Call]:
-        """Return what copies a step's rows of x, y and weight (or None) out of the data set."""
+        """Return what copies a step's rows out of data: x, y, weights, class numbers."""
         where = self._chunk.order.address, self._chunk.bounds.address, self._chunk.state.address
-        x, y, weight = data
+        x, y, weight, labels = data
         width = int(self._spec.in_features), int(self._spec.out_features)
         found = [(self._dtype, x, batch.a[0], width[0])]
         found.append(
-            (2, y, batch.labels, 1) if classes else (self._dtype, y, batch.targets, width[1])
+            (2, labels, batch.classes, 1) if classes else (self._dtype, y, batch.y, width[1])
         )
-        if weight is not None:
+        if weighted:
             found.append((self._dtype, weight, batch.weight, 1))
-        gather = self._calls.gather
         return [
-            (gather, (dtype, source.address, *where, to.address, n, rows, columns))
+            (
+                "gather",
+                (dtype, source.address, *where, to.address, source.size // columns, rows, columns),
+            )
             for dtype, source, to, columns in found
         ]
 
@@ -112,14 +107,14 @@ class Passes:
         self, batch: Batch, rows: int, loss: Loss, *, weighted: bool, classes: bool
     ) -> list[Call]:
         """Return what makes the batch's loss and the gradient by the output."""
-        targets = (0, batch.labels.address) if classes else (batch.targets.address, 0)
+        targets = (0, batch.classes.address) if classes else (batch.y.address, 0)
         weight = batch.weight.address if weighted else 0
         ends = batch.row_losses.address, batch.d[-1].address, rows, int(self._spec.out_features)
         out, c = batch.a[-1].address, self._chunk
         state = c.losses.address, c.state.address, rows
         return [
-            (self._calls.loss_rows, (self._dtype, loss.code, out, *targets, weight, *ends)),
-            (self._calls.batch_loss, (self._dtype, batch.row_losses.address, *state)),
+            ("loss_rows", (self._dtype, loss.code, out, *targets, weight, *ends)),
+            ("batch_loss", (self._dtype, batch.row_losses.address, *state)),
         ]
 
     def backward(self, batch: Batch, rows: int, *, need_dx: bool) -> list[Call]:
@@ -154,7 +149,7 @@ class Passes:
 
     def apply(self, batch: Batch, rows: int, optimizer: Optimizer, norms: int) -> list[Call]:
         """Return the update of a step whose loss and gradient are finite, and its end."""
-        state, c, calls = self._state, self._chunk, self._calls
+        state, c = self._state, self._chunk
         found: list[Call] = []
         if state.size:
             step = c.scalars.address, c.state.address, state.size
@@ -162,14 +157,14 @@ class Passes:
             moments = [*(each.address for each in state.moments), 0, 0][:2]
             flat = state.p.address, state.g.address, *moments, state.marks.address
             update = self._dtype, int(optimizer.kind), *flat, *step
-            found += [(calls.clip, clip), (calls.update, update)]
+            found += [("clip", clip), ("update", update)]
         for index, layer in enumerate(self._spec.layers):
             running, moments_of = state.statistics[index], batch.moments[index]
             if isinstance(layer, BatchNorm) and layer.uses_batch and running and moments_of:
                 places = [each.address for each in (*moments_of[:2], *running)]
                 ends = layer.momentum, rows, int(layer.out_features), c.state.address
-                found.append((calls.move_statistics, (self._dtype, *places, *ends)))
-        return [*found, (calls.advance, (c.state.address,))]
+                found.append(("move_statistics", (self._dtype, *places, *ends)))
+        return [*found, ("advance", (c.state.address,))]
 
     # Products
 
@@ -194,7 +189,7 @@ class Passes:
             0 if z is None else z.address,
         )
         head = self._dtype, self._cut(rows, outputs).tile, ACTIVATIONS[layer.activation].code
-        return self._calls.forward, (*head, *places, rows, inputs, outputs)
+        return "forward", (*head, *places, rows, inputs, outputs)
 
     def _weight_gradient(self, batch: Batch, rows: int, index: int, layer: Dense) -> list[Call]:
         inputs, outputs = layer.weight_shape
@@ -206,9 +201,7 @@ class Passes:
         out = batch.scratch.address if slices > 1 else gradient
         places = batch.a[index].address, batch.d[index + 1].address, out
         sizes = rows, inputs, outputs, each
-        calls: list[Call] = [
-            (self._calls.weight_gradient, (self._dtype, cut.tile, *places, *sizes))
-        ]
+        calls: list[Call] = [("weight_gradient", (self._dtype, cut.tile, *places, *sizes))]
         if slices > 1:
             calls.append(self._sum(out, gradient, slices, inputs * outputs))
         return calls
@@ -226,7 +219,7 @@ class Passes:
         weight = self._state.place(self._state.p, index, "weight")
         places = batch.d[index + 1].address, weight, saved, batch.d[index].address, partial
         yield (
-            self._calls.data_gradient,
+            "data_gradient",
             (self._dtype, cut.tile, code, *places, rows, inputs, outputs),
         )
         if bias:
@@ -249,39 +242,39 @@ class Passes:
         width, d = int(layer.out_features), batch.d[index + 1].address
         partial = batch.scratch.address if bias else 0
         places = d, batch.saved(index).address, d, partial
-        yield self._calls.act_bias_backward, (self._dtype, code, *places, rows, width, GROUP)
+        yield "act_bias_backward", (self._dtype, code, *places, rows, width, GROUP)
         if bias:
             yield self._sum(partial, bias, row_groups(rows, GROUP), width)
 
     def _sum(self, parts: int, sums: int, count: int, n: int, factor: float = 1.0) -> Call:
-        return self._calls.sum_parts, (self._dtype, parts, factor, sums, count, n)
+        return "sum_parts", (self._dtype, parts, factor, sums, count, n)
 
     def _dropout(self, index: int, layer: Dropout, x: int, y: int, rows: int) -> Call:
         where = self._chunk.scalars.address, self._chunk.state.address
         numbers = index, layer.dropped, layer.rate, y, rows, int(layer.out_features)
-        return self._calls.dropout, (self._dtype, x, *where, *numbers)
+        return "dropout", (self._dtype, x, *where, *numbers)
 
     def _norm_forward(
         self, work: Work, rows: int, index: int, layer: BatchNorm | LayerNorm
     ) -> Iterator[Call]:
-        moments, width, calls = work.moments[index], int(layer.out_features), self._calls
+        moments, width = work.moments[index], int(layer.out_features)
         assert moments is not None
         mean, variance, inverse = (each.address for each in moments)
         x, dtype, of_rows = work.a[index].address, self._dtype, isinstance(layer, LayerNorm)
         if isinstance(layer, LayerNorm):
-            yield calls.row_moments, (dtype, x, layer.epsilon, mean, inverse, rows, width)
+            yield "row_moments", (dtype, x, layer.epsilon, mean, inverse, rows, width)
         elif work.training and layer.uses_batch:
             assert isinstance(work, Batch)
             for around, out in ((0, mean), (mean, variance)):
                 partial = work.scratch.address
-                yield calls.spread, (dtype, x, around, partial, rows, width, GROUP)
+                yield "spread", (dtype, x, around, partial, rows, width, GROUP)
                 yield self._sum(partial, out, row_groups(rows, GROUP), width, 1 / rows)
-            yield calls.inverse_root, (dtype, variance, layer.epsilon, inverse, width)
+            yield "inverse_root", (dtype, variance, layer.epsilon, inverse, width)
         else:
             running = self._state.statistics[index]
             assert running is not None
             mean, variance = (each.address for each in running)
-            yield calls.inverse_root, (dtype, variance, layer.epsilon, inverse, width)
+            yield "inverse_root", (dtype, variance, layer.epsilon, inverse, width)
         z, state = work.z[index], self._state
         places = (
             state.place(state.p, index, "weight"),
@@ -290,13 +283,13 @@ class Passes:
             0 if z is None else z.address,
         )
         head = dtype, ACTIVATIONS[layer.activation].code, x, mean, inverse, int(of_rows)
-        yield calls.norm_forward, (*head, *places, rows, width)
+        yield "norm_forward", (*head, *places, rows, width)
 
     def _norm_backward(
         self, batch: Batch, rows: int, index: int, layer: BatchNorm | LayerNorm, goes_on: bool
     ) -> Iterator[Call]:
         """Weight and bias gradient of a normalisation, and the gradient by its input."""
-        moments, width, calls = batch.moments[index], int(layer.out_features), self._calls
+        moments, width = batch.moments[index], int(layer.out_features)
         assert moments is not None
         mean, _, inverse = (each.address for each in moments)
         of_rows = isinstance(layer, LayerNorm)
@@ -309,7 +302,7 @@ class Passes:
         if layer.trains_weight or layer.trains_bias or uses_batch:
             partial, groups = batch.scratch, row_groups(rows, GROUP)
             places = x, mean, inverse, int(of_rows), dy, partial.address
-            yield calls.norm_sums, (self._dtype, *places, rows, width, GROUP)
+            yield "norm_sums", (self._dtype, *places, rows, width, GROUP)
             trains = layer.trains_weight, layer.trains_bias
             for i, name in enumerate(("weight", "bias")):
                 if trains[i]:
@@ -320,7 +313,7 @@ class Passes:
         weight = self._state.place(self._state.p, index, "weight")
         head = self._dtype, x, mean, inverse, weight, dy
         if of_rows:
-            yield calls.layer_backward, (*head, dx, rows, width)
+            yield "layer_backward", (*head, dx, rows, width)
         else:
             sums = sums if uses_batch else [0, 0]
-            yield calls.batch_backward, (*head, *sums, dx, rows, width)
+            yield "batch_backward", (*head, *sums, dx, rows, width)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.contract import Array
-from fastneuron.kernels.device_memory import STATE, Buffer, Calls
+from fastneuron.kernels.device_calls import Calls, Device
+from fastneuron.kernels.device_memory import STATE, Buffer
 from fastneuron.kernels.device_plan import ALIGNMENT, DECAYS, TRAINS, blocks_of
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import UpdateKind
@@ -35,7 +36,7 @@ class DeviceSlots:
     """
 
     def __init__(self, calls: Calls, tile: int) -> None:
-        self._calls, self._tile = calls, tile
+        self._device, self._tile = Device(calls), tile
 
     def table(self) -> dict[str, Callable[..., Any]]:
         """Return the slots by name."""
@@ -63,7 +64,7 @@ class DeviceSlots:
         a = self._empty(x, len(x) * w.shape[1])
         held = [self._held(each) for each in (x, w, b)]
         head = _dtype(x), self._tile, ACTIVATIONS[activation].code
-        self._calls.forward(*head, *map(_place, held), a.address, 0, len(x), *w.shape, 0)
+        self._run("forward", *head, *map(_place, held), a.address, 0, len(x), *w.shape)
         return _into(out, a.get(len(x), w.shape[1]))
 
     def bias_act_forward(
@@ -72,7 +73,7 @@ class DeviceSlots:
         """Give each thread 16 bytes."""
         held = [self._held(each) for each in (z, b)]
         a, code = self._empty(z, z.size), ACTIVATIONS[activation].code
-        self._calls.bias_act_forward(_dtype(z), code, *map(_place, held), a.address, *z.shape, 0)
+        self._run("bias_act_forward", _dtype(z), code, *map(_place, held), a.address, *z.shape)
         return _into(out, a.get(*z.shape))
 
     def act_bias_backward(
@@ -104,13 +105,13 @@ class DeviceSlots:
         held_x, held_w = self._held(x), self._held(w)
         head, sizes = (_dtype(x), self._tile), (rows, inputs, outputs)
         dx, dw = self._empty(x, x.size), self._empty(w, w.size)
-        depth = self._calls.tile(*head)[2]
+        depth = self._device.calls.tile(*head)[2]
         one_slice = max(blocks_of(rows, depth), 1) * depth
         places = _place(held_x), dz.address, dw.address
-        self._calls.weight_gradient(*head, *places, *sizes, one_slice, 0)
+        self._run("weight_gradient", *head, *places, *sizes, one_slice)
         if need_dx:
             ends = dz.address, _place(held_w), 0, dx.address, 0
-            self._calls.data_gradient(*head, 0, *ends, *sizes, 0)
+            self._run("data_gradient", *head, 0, *ends, *sizes)
         gradient = dw.get(inputs, outputs)
         return (
             dx.get(rows, inputs) if need_dx else None,
@@ -129,24 +130,23 @@ class DeviceSlots:
         partial = self._empty(da, groups * columns) if bias else None
         db = self._empty(da, columns) if bias else None
         places = *map(_place, held), dz.address, _place(partial)
-        self._calls.act_bias_backward(_dtype(da), code, *places, rows, columns, _GROUP, 0)
+        self._run("act_bias_backward", _dtype(da), code, *places, rows, columns, _GROUP)
         if partial is not None and db is not None:
-            ends = db.address, groups, columns, 0
-            self._calls.sum_parts(_dtype(da), partial.address, 1.0, *ends)
-        self._calls.wait(0)  # what is held goes when this returns
+            ends = db.address, groups, columns
+            self._run("sum_parts", _dtype(da), partial.address, 1.0, *ends)
         return dz, db
 
     def _loss(self, code: int) -> Callable[..., Any]:
         def loss(out: Array, y: Array, weight: Array | None = None) -> tuple[Array, Array]:
             """Give each warp a row."""
             classes = y.ndim == 1
-            held_y = Buffer(self._calls, np.int64 if classes else out.dtype)
+            held_y = Buffer(self._device, np.int64 if classes else out.dtype)
             held_y.put(y)
             held_out, held_weight = self._held(out), self._held(weight)
             rows, dout = self._empty(out, len(out)), self._empty(out, out.size)
             targets = (0, held_y.address) if classes else (held_y.address, 0)
             places = _place(held_out), *targets, _place(held_weight), rows.address, dout.address
-            self._calls.loss_rows(_dtype(out), code, *places, *out.shape, 0)
+            self._run("loss_rows", _dtype(out), code, *places, *out.shape)
             return rows.get(len(out)), dout.get(*out.shape)
 
         return loss
@@ -166,12 +166,16 @@ class DeviceSlots:
             state = np.array([(0, 0, clip_scale)], STATE).view(np.uint8)
             tables = [self._held(each) for each in (marks, scalars, state)]
             ends = map(_place, tables)
-            self._calls.update(_dtype(p), int(kind), *places, *ends, p.size, 0)
+            self._run("update", _dtype(p), int(kind), *places, *ends, p.size)
             for buffer, array in zip((held[0], *held[2:]), (p, *moments), strict=True):
                 assert buffer is not None
                 array[...] = buffer.get(array.size)
 
         return update
+
+    def _run(self, name: str, *arguments: float) -> None:
+        self._device.program([(name, arguments)]).run()
+        self._device.wait()  # what is held may be given back after this
 
     def _held(self, array: Array | None) -> Buffer | None:
         """Return a copy of an array on the device."""
@@ -182,7 +186,7 @@ class DeviceSlots:
         return buffer
 
     def _empty(self, like: Array, size: int) -> Buffer:
-        return Buffer(self._calls, like.dtype, size)
+        return Buffer(self._device, like.dtype, size)
 
 
 def _place(buffer: Buffer | None) -> int:
