@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +28,11 @@ import numba.cuda.dispatcher
 from numba import cuda, types
 
 from fastneuron.kernels.device_plan import Blocks, tile_of
-from fastneuron.kernels.fused_plan import fused_plan
+from fastneuron.kernels.fused_plan import ensemble_plan, ensemble_threads, fused_plan
 from fastneuron.kernels.numba_cuda import (
     columns,
     driver,
+    ensemble_kernel,
     fused,
     norms,
     outcome,
@@ -84,13 +86,15 @@ class Promise:
 
     arguments: letters of `_OTHERS`, "v" for a vector of the dtype and "n" for a number of it.
     registers: the most that a thread may take.
-    wide: loads of 16 bytes from global memory. doubles: float64 instructions in a float32 kernel.
+    wide: loads of 16 bytes from global memory; near: from shared memory.
+    doubles: float64 instructions in a float32 kernel.
     """
 
     kernel: Any
     arguments: str
     registers: int
     wide: bool = False
+    near: bool = False
     doubles: bool = False
     dtype: str = "float32"
 
@@ -158,15 +162,45 @@ def _fused() -> dict[str, Promise]:
         plan = fused_plan(NetworkSpec.chain(layers))
         assert plan is not None
         step = fused.fused_step(plan, "cross_entropy", "float32", 256, False, True)
-        found[f"fused step {activation}"] = Promise(step, "vIvIIIvvvii", 128)
+        found[f"fused step {activation}"] = Promise(step, "vIvIIIvvvii", 128, near=True)
         predict = fused.fused_forward(plan, "float32", 256)
-        found[f"fused forward {activation}"] = Promise(predict, "vvviii", 128)
+        found[f"fused forward {activation}"] = Promise(predict, "vvviii", 128, near=True)
     return found
+
+
+def _ensemble(
+    spec: NetworkSpec, registers: int, loss: str = "mse", kind: UpdateKind = UpdateKind.ADAM
+) -> dict[str, Promise]:
+    """A model a block: registers are what as many blocks leave each as shared memory lets run."""
+    plan = ensemble_plan(spec)
+    assert plan is not None
+    threads, moments = ensemble_threads(plan), 2 if kind is UpdateKind.ADAM else 0
+    of, classes = ("float32", threads), loss == "cross_entropy"
+    steps = ensemble_kernel.ensemble_steps(plan, loss, kind, moments, *of, False, classes)
+    predict = fused.fused_forward(plan, *of)
+    name = f"{'-'.join(str(size) for size in spec.sizes)} {spec.layers[0].activation}"
+    y, what = "I" if classes else "v", {"near": True, "registers": registers}
+    arguments = f"v{y}vIIvDBvvvvvDIiiiiiii"
+    return {
+        f"ensemble {name}": Promise(steps, arguments, wide=True, doubles=True, **what),
+        f"ensemble forward {name}": Promise(predict, "vvviii", wide=plan.holds, **what),
+    }
+
+
+def _chain(activation: str, *sizes: int) -> NetworkSpec:
+    """All layers but the last of that activation."""
+    return NetworkSpec.chain(
+        [Dense(i, o, activation) for i, o in pairwise(sizes[:-1])] + [Dense(*sizes[-2:])]
+    )
 
 
 PROMISES: dict[str, Promise] = {
     **_light(),
     **_fused(),
+    **_ensemble(_chain("relu", 20, 64, 64, 2), 128, "cross_entropy"),
+    **_ensemble(_chain("gelu", 20, 64, 64, 2), 168),
+    **_ensemble(_chain("silu", 4, 16, 1), 128, "huber"),
+    **_ensemble(_chain("tanh", 128, 128, 128), 255),
     **_products("float32", True, "relu"),
     **_products("float32", False, "relu"),
     **_products("float32", True, "gelu"),
@@ -200,6 +234,8 @@ def check(name: str, promise: Promise, target: tuple[int, int], folder: Path) ->
         assert not lines, f"{name} computes in float64: {lines[:3]}"
     wide = r"ld\.global\.v4\.f32|ld\.global\.v2\.f64"
     assert bool(re.search(wide, code)) == promise.wide, f"{name}: 16-byte loads"
+    if promise.near:
+        assert re.search(r"ld\.shared\.v4\.f32", code), f"{name}: 16-byte loads from shared memory"
     assembles = assembler()
     if assembles is None:
         pytest.skip("ptxas is not installed (pip install nvidia-cuda-nvcc)")
@@ -252,3 +288,17 @@ def test_a_register_too_many_is_found(target: tuple[int, int], tmp_path: Path) -
 def test_narrow_loads_are_found(target: tuple[int, int], tmp_path: Path) -> None:
     promise = replace(PROMISES["forward relu float32"], wide=True)
     found("the kernel: 16-byte loads", promise, target, tmp_path)
+
+
+def test_an_ensemble_computes_in_float64_what_its_loss_and_norm_take_alone(
+    target: tuple[int, int],
+) -> None:
+    def doubles(activation: str, *given: Any) -> int:
+        spec = _chain(activation, 20, 64, 64, 2)
+        promise = next(iter(_ensemble(spec, 0, *given).values()))
+        return sum(".f64" in line for line in code_of(promise, target).splitlines())
+
+    want = doubles("identity", "mse", UpdateKind.SGD)
+    assert want
+    for activation, loss in (("gelu", "cross_entropy"), ("tanh", "poisson")):
+        assert doubles(activation, loss, UpdateKind.ADAM) == want
