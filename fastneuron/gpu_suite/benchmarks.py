@@ -13,7 +13,7 @@ import numpy as np
 
 from fastneuron.errors import BackendUnavailable
 from fastneuron.gpu_suite.engines import NUMBA, Kind
-from fastneuron.gpu_suite.gpu_peers import MANY_PEERS, PEERS, Ours
+from fastneuron.gpu_suite.gpu_peers import MANY_PEERS, PEERS, Ours, OursMany
 from fastneuron.gpu_suite.racing import (
     Racer,
     Timer,
@@ -88,11 +88,12 @@ def contestants(workload: Workload, kinds: Sequence[Kind], *, simulated: bool) -
 
 def _ours(workload: Workload, kind: Kind, *, simulated: bool) -> Contestant:
     missing = ""
-    if workload.models > 1:
-        missing = "many networks at once are not built yet"
-    elif workload.precision != "float32" and not kind.takes("precision"):
+    if workload.precision != "float32" and not kind.takes("precision"):
         missing = f"precision {workload.precision!r} is not built yet"
+    build: Callable[[Problem], Peer]
     build = partial(Ours, threads=1, kind=kind, precision=workload.precision)
+    if workload.models > 1:
+        build = partial(OursMany, threads=1, kind=kind, models=workload.models)
     timed_by = (by_host, "host clock")
     timer = partial(_timer_of, "numba") if kind.name == NUMBA and not simulated else None
     return Contestant(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -17,6 +17,11 @@ from fastneuron.gpu_suite.running import NotBuiltYet
 from fastneuron.kernels import numba_cuda  # which imports no numba
 from fastneuron.kernels.contract import Engine
 from fastneuron.kernels.device_plan import Blocks, Tile, tile_of
+from fastneuron.kernels.each_alone import EachAlone
+from fastneuron.kernels.ensemble_contract import EnsembleEngine
+from fastneuron.losses import Loss
+from fastneuron.optimizers import Optimizer
+from fastneuron.spec import NetworkSpec
 from fastneuron.testing import Case, loaded
 
 __all__ = [
@@ -65,6 +70,8 @@ class Sizes:
         Networks that are run again and again.
     complete : bool
         Whether every kernel must have been launched.
+    models : int
+        Of an ensemble.
     dtypes : tuple of str
         Of slots. In those after the first, each third entry of a table is checked: their kernels
         are made by the same functions.
@@ -79,13 +86,14 @@ class Sizes:
     every: int = 1
     repeated: int = 4
     complete: bool = True
+    models: int = 5
     dtypes: tuple[str, ...] = ("float32", "float64")
 
 
 SHIPPED = Sizes(tile_of("float32"))
 #: For compute-sanitizer, under which a kernel takes a hundred times its time.
-SMALL = Sizes(tile_of("float32"), 6, 40, 40, 2, 520, 3, complete=False)
-SIMULATED = Sizes(SIMULATED_TILE, 3, 6, 4, 2, 0, 5, 1, dtypes=("float32",))
+SMALL = Sizes(tile_of("float32"), 6, 40, 40, 2, 520, 3, complete=False, models=3)
+SIMULATED = Sizes(SIMULATED_TILE, 3, 6, 4, 2, 0, 5, 1, models=2, dtypes=("float32",))
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,9 @@ class Kind:
         Whether its kernels are compiled at their first launch.
     way : str
         What is said of it beside each check.
+    many : callable, optional
+        Returns its own engine of many networks at once, or None where those are none for it: takes
+        what an `EnsembleEngine` takes.
     """
 
     name: str
@@ -110,6 +121,7 @@ class Kind:
     unlaunched: Callable[[], list[str]] = list
     compiles: bool = False
     way: str = ""
+    many: Callable[..., EnsembleEngine | None] | None = None
 
     def ways(self) -> list[Kind]:
         """Return this and, where it has shortcuts, one that goes layer by layer by own kernels.
@@ -131,12 +143,20 @@ class Kind:
                 if before is not None:
                     os.environ[LIBRARY_SWITCH] = before
 
-        return [self, replace(self, new=new, way=", layer by layer")]
+        return [self, replace(self, new=new, way=", layer by layer", many=None)]
 
     def engine_of(self, case: Case, **given: Any) -> Engine:
         """Return an engine with what the case starts from."""
         options = {"batch_size": case.batch, **given}
         return loaded(self.new(case.spec, case.loss, case.optimizer, **options), case)
+
+    def ensemble(
+        self, spec: NetworkSpec, loss: Loss, optimizers: Sequence[Optimizer], batch_size: int
+    ) -> EnsembleEngine:
+        """Return an engine of many networks at once: its own, else one for each of them."""
+        given = spec, loss, optimizers
+        engine = self.many(*given, batch_size=batch_size) if self.many else None
+        return engine or EachAlone(*given, batch_size=batch_size, make=self.new)
 
     def takes(self, name: str) -> bool:
         """Whether its engines have an argument of that name."""
@@ -154,11 +174,10 @@ def numba_kind(*, simulated: bool = False) -> Kind:
     if problem := numba_cuda.missing():
         raise BackendUnavailable(problem)
     engine = import_module("fastneuron.kernels.numba_cuda.engine").CudaEngine
-    if not simulated:
-        return Kind(NUMBA, engine, _unlaunched, compiles=True)
-
-    new = partial(engine, tile=SIMULATED_TILE, blocks=SIMULATED_BLOCKS)
-    return Kind(NUMBA, new, _unlaunched, compiles=True)
+    if simulated:
+        engine = partial(engine, tile=SIMULATED_TILE, blocks=SIMULATED_BLOCKS)
+    many = getattr(numba_cuda, "ensemble_engine", None)
+    return Kind(NUMBA, engine, _unlaunched, compiles=True, many=many)
 
 
 def _unlaunched() -> list[str]:

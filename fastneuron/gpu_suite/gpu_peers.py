@@ -16,18 +16,21 @@ import numpy as np
 
 from fastneuron.gpu_suite.engines import Kind
 from fastneuron.kernels.contract import Engine, Parameters
+from fastneuron.kernels.ensemble_contract import of_model
 from fastneuron.losses import LOSSES
 from fastneuron.peers.engines import Fastneuron
 from fastneuron.peers.jax_peers import JaxJit, JaxScan, merged
 from fastneuron.peers.peer import Peer
 from fastneuron.peers.problems import Problem
 from fastneuron.peers.torch_peers import Torch, TorchCompile
+from fastneuron.schedules import Horizon
 
 __all__ = [
     "MANY_PEERS",
     "PEERS",
     "JaxVmap",
     "Ours",
+    "OursMany",
     "TorchVmap",
     "jax_missing",
     "many_starts",
@@ -87,6 +90,53 @@ class Ours(Fastneuron):
         spec = problem.spec(problem.dtype)
         loss = LOSSES[problem.loss]
         return self.kind.new(spec, loss, self.optimizer, batch_size=problem.batch, **given)
+
+
+class OursMany(Ours):
+    """An engine on the card of many models at once, all of them on the same batches.
+
+    Losses and parameters that it returns are those of the first model.
+    """
+
+    def __init__(self, problem: Problem, threads: int, kind: Kind, models: int) -> None:
+        self.many = many_starts(problem, models)
+        super().__init__(problem, threads, kind, "float32")
+
+    def _new_engine(self) -> Any:
+        problem = self.problem
+        optimizers = [self.optimizer] * len(self.many[0][0])
+        spec = problem.spec(problem.dtype)
+        return self.kind.ensemble(spec, LOSSES[problem.loss], optimizers, problem.batch)
+
+    def reset(self) -> None:
+        self.step = 0
+        zeros = [(np.zeros_like(w), None if b is None else np.zeros_like(b)) for w, b in self.many]
+        self.engine.load(self.many)
+        self.engine.load_moments([zeros] * self.optimizer.n_moments)
+
+    def advance(self, order: Array) -> Array:
+        steps, batch = order.shape
+        models = len(self.many[0][0])
+        rates = self.rates.rates(self.step, steps, Horizon(self.step + steps, steps))
+        scalars = self.rates.scalars(self.step, rates)
+        losses = np.empty((steps, models))
+        outcome: Any = self.engine.run(
+            self.problem.x,
+            self.problem.y,
+            None,
+            order.reshape(1, -1),
+            np.arange(steps + 1, dtype=np.int64) * batch,
+            np.broadcast_to(scalars[:, None], (steps, models, scalars.shape[1])),
+            losses,
+        )
+        if outcome.status.any():
+            m = int(np.argmax(outcome.status))
+            raise FloatingPointError(f"model {m} failed at step {self.step + outcome.steps[m]}")
+        self.step += steps
+        return losses[:, 0]
+
+    def export(self) -> Parameters:
+        return of_model(self.engine.export(), 0)
 
 
 class TorchCuda(Torch):

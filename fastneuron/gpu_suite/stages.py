@@ -10,6 +10,7 @@ from typing import Any
 from fastneuron.gpu_suite.benchmarks import NOT_HERE, benchmark, contestants, gemm_rate
 from fastneuron.gpu_suite.building import build
 from fastneuron.gpu_suite.engines import CPP, Kind, Sizes
+from fastneuron.gpu_suite.ensemble_checks import ensemble_checks
 from fastneuron.gpu_suite.gpu_peers import torch_missing
 from fastneuron.gpu_suite.network_checks import network_checks, repeat_checks
 from fastneuron.gpu_suite.parts import Suite, in_parts
@@ -31,7 +32,7 @@ from fastneuron.gpu_suite.workloads import Workload
 __all__ = ["NAMES", "Plan", "stages"]
 
 #: What `--only` may name.
-NAMES = ("build", "slots", "networks", "repeats", "precision", *TOOLS, "bench")
+NAMES = ("build", "slots", "networks", "repeats", "ensembles", "precision", *TOOLS, "bench")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def stages(plan: Plan) -> list[Stage]:
             Stage(f"slots {name}", partial(_slots, kind, plan), 0.3),
             Stage(f"networks {name}", partial(_networks, kind, plan), 0.2),
             Stage(f"repeats {name}", partial(_repeats, kind, plan.sizes), 0.1),
+            Stage(f"ensembles {name}", partial(_ensembles, kind, plan.sizes), 0.1),
             Stage(f"precision {name}", partial(_precision, kind, plan.sizes), 0.1),
         ]
     if not plan.simulated:
@@ -142,6 +144,13 @@ def _repeats(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Finding:
     if found.status != OK:
         return found
     return replace(found, said=f"{sizes.repeats} runs of each network have the same bits")
+
+
+def _ensembles(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Finding:
+    used: set[str] = set()
+    found = run_checks(ensemble_checks(kind(), sizes, used), budget)
+    found.details["engines"] = sorted(used)
+    return replace(found, said=f"{found.said}; by {' and '.join(sorted(used))}") if used else found
 
 
 def _precision(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Finding:

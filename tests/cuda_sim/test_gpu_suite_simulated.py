@@ -34,10 +34,11 @@ def test_the_whole_suite_in_the_simulator(tmp_path: Path, capsys: Any) -> None:
         "slots numba": "ok",
         "networks numba": "ok",
         "repeats numba": "ok",
+        "ensembles numba": "ok",
         "precision numba": lesser,
         "bench 3-4-2 b4 adam": "ok",
         "bench 3-4-2 b4 sgd tf32": lesser,
-        "bench 3-4-2 b4 adam x3": "not built yet",
+        "bench 3-4-2 b4 adam x3": "ok",
     }
     assert kind.takes("library") or found["slots numba"]["details"]["unlaunched"] == []
     assert 0 < found["networks numba"]["details"]["worst"] < 1
