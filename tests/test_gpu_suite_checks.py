@@ -30,8 +30,10 @@ from fastneuron.gpu_suite.running import (
     Budget,
     Check,
     Finding,
+    NotHere,
     Run,
     run_checks,
+    summed,
 )
 from fastneuron.gpu_suite.slot_checks import slot_checks
 from fastneuron.gpu_suite.stages import NAMES, Plan, stages
@@ -307,6 +309,20 @@ def test_what_is_not_built_yet_is_said() -> None:
     (found,) = Run(chosen, Budget(10.0)).run()
     assert found.status == MISSING
     assert "not part of this version" in found.said
+
+
+def test_what_a_check_needs_and_is_not_here_is_no_fault() -> None:
+    def absent() -> float:
+        raise NotHere("torch is not installed")
+
+    checks = [Check("own", lambda: 0.25), Check("PyTorch", absent)]
+    found = run_checks(checks, Budget(10.0))
+    assert (found.status, found.details["checks"], found.details["of"]) == (OK, 1, 1)
+    assert found.details["skipped"] == [{"check": "PyTorch", "said": "torch is not installed"}]
+    both = summed([found.details, found.details])
+    assert (both.details["checks"], len(both.details["skipped"])) == (2, 2)
+    alone = run_checks(checks[1:], Budget(10.0))
+    assert (alone.status, alone.said) == (SKIPPED, "PyTorch: torch is not installed")
 
 
 def test_checks_are_cut_off_by_the_clock_and_by_many_faults() -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Check",
     "Finding",
     "NotBuiltYet",
+    "NotHere",
     "OutOfTime",
     "Run",
     "Stage",
@@ -43,6 +44,10 @@ class OutOfTime(Exception):
 
 class NotBuiltYet(BackendUnavailable):
     """What a stage proves is not part of this version."""
+
+
+class NotHere(Exception):
+    """A check needs what this machine has not; the message says what."""
 
 
 class Budget:
@@ -203,7 +208,8 @@ class Check(NamedTuple):
     ----------
     name : str
     work : callable
-        Returns the worst error over its bound; raises where it is above 1.
+        Returns the worst error over its bound; raises where it is above 1, and NotHere where it
+        cannot be made here.
     """
 
     name: str
@@ -211,16 +217,19 @@ class Check(NamedTuple):
 
 
 def run_checks(checks: Iterable[Check], budget: Budget) -> Finding:
-    """Run checks until the budget ends; one that raises, whatever it raises, is wrong."""
+    """Run checks until the budget ends; one that raises anything but NotHere is wrong."""
     checks = list(checks)
     worst, worst_at, done = 0.0, "", 0
     wrong: list[dict[str, str]] = []
+    skipped: list[dict[str, str]] = []
     for check in checks:
         if not budget.left or len(wrong) == MOST_WRONG:
             break
         done += 1
         try:
             ratio = check.work()
+        except NotHere as reason:
+            skipped.append({"check": check.name, "said": str(reason)})
         except Exception as error:
             kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
             said = f"{kind}{error}"
@@ -229,7 +238,16 @@ def run_checks(checks: Iterable[Check], budget: Budget) -> Finding:
             if ratio > worst:
                 worst, worst_at = ratio, check.name
     return summed(
-        [{"checks": done, "of": len(checks), "worst": worst, "worst_at": worst_at, "wrong": wrong}]
+        [
+            {
+                "checks": done - len(skipped),
+                "of": len(checks) - len(skipped),
+                "worst": worst,
+                "worst_at": worst_at,
+                "wrong": wrong,
+                "skipped": skipped,
+            }
+        ]
     )
 
 
@@ -238,10 +256,13 @@ def summed(parts: Sequence[Mapping[str, Any]]) -> Finding:
     done, of = (sum(part[name] for part in parts) for name in ("checks", "of"))
     worst = max(parts, key=lambda part: float(part["worst"]))
     wrong = [each for part in parts for each in part["wrong"]]
-    details = {**worst, "checks": done, "of": of, "wrong": wrong}
+    skipped = [each for part in parts for each in part.get("skipped", ())]
+    details = {**worst, "checks": done, "of": of, "wrong": wrong, "skipped": skipped}
     if wrong:
         said = f"{len(wrong)} of {done} checks: {wrong[0]['check']}: {wrong[0]['said']}"
         return Finding("", WRONG, said, 0.0, details)
+    if skipped and not of:
+        return Finding("", SKIPPED, f"{skipped[0]['check']}: {skipped[0]['said']}", 0.0, details)
     cut = f" of {of}" if done < of else ""
     said = f"{done}{cut} checks, the worst error is {worst['worst']:.2f} of its bound"
     return Finding("", CUT if cut else OK, said, 0.0, details)

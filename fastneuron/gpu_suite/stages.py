@@ -9,8 +9,10 @@ from typing import Any
 
 from fastneuron.gpu_suite.benchmarks import NOT_HERE, benchmark, contestants, gemm_rate
 from fastneuron.gpu_suite.building import build
+from fastneuron.gpu_suite.door_checks import door_checks
 from fastneuron.gpu_suite.engines import CPP, Kind, Sizes
 from fastneuron.gpu_suite.ensemble_checks import ensemble_checks
+from fastneuron.gpu_suite.fault_checks import fault_checks
 from fastneuron.gpu_suite.gpu_peers import torch_missing
 from fastneuron.gpu_suite.network_checks import network_checks, repeat_checks
 from fastneuron.gpu_suite.parts import Suite, in_parts
@@ -32,7 +34,10 @@ from fastneuron.gpu_suite.workloads import Workload
 __all__ = ["NAMES", "Plan", "stages"]
 
 #: What `--only` may name.
-NAMES = ("build", "slots", "networks", "repeats", "ensembles", "precision", *TOOLS, "bench")
+NAMES = (
+    "build", "slots", "networks", "repeats", "ensembles", "door", "faults", "precision", *TOOLS,
+    "bench",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ def stages(plan: Plan) -> list[Stage]:
             Stage(f"networks {name}", partial(_networks, kind, plan), 0.2),
             Stage(f"repeats {name}", partial(_repeats, kind, plan.sizes), 0.1),
             Stage(f"ensembles {name}", partial(_ensembles, kind, plan.sizes), 0.1),
+            Stage(f"door {name}", partial(_door, kind, plan.simulated), 0.1),
+            Stage(f"faults {name}", partial(_faults, kind, plan.simulated), 0.1),
             Stage(f"precision {name}", partial(_precision, kind, plan.sizes), 0.1),
         ]
     if not plan.simulated:
@@ -151,6 +158,31 @@ def _ensembles(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Findin
     found = run_checks(ensemble_checks(kind(), sizes, used), budget)
     found.details["engines"] = sorted(used)
     return replace(found, said=f"{found.said}; by {' and '.join(sorted(used))}") if used else found
+
+
+def _door(kind: Callable[[], Kind], simulated: bool, budget: Budget) -> Finding:
+    said: dict[str, str] = {}
+    found = run_checks(door_checks(kind(), said, simulated=simulated), budget)
+    found.details["auto"] = said
+    if found.status != OK:
+        return found
+    words = [_doors_of(found)]
+    words += [f"auto for {name}: {why}" for name, why in said.items()]
+    return replace(found, said="; ".join(words))
+
+
+def _faults(kind: Callable[[], Kind], simulated: bool, budget: Budget) -> Finding:
+    found = run_checks(fault_checks(kind(), simulated=simulated), budget)
+    if found.status != OK:
+        return found
+    return replace(found, said=f"{_doors_of(found)}: clear errors, parameters as they were")
+
+
+def _doors_of(found: Finding) -> str:
+    """How many checks passed, and which were not made."""
+    skipped = [f"{each['check']} ({each['said']})" for each in found.details["skipped"]]
+    but = f", but not {', '.join(skipped)}" if skipped else ""
+    return f"{found.details['checks']} checks{but}"
 
 
 def _precision(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Finding:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fastneuron import backends, dlpack
+from fastneuron.errors import FastneuronError
+from fastneuron.gpu_suite import door_checks
 from fastneuron.gpu_suite.command import main
 from fastneuron.gpu_suite.engines import numba_kind
+from fastneuron.kernels import device_faults
 from fastneuron.kernels.numba_cuda import columns, products
 from fastneuron.kernels.numba_cuda.engine import CudaEngine
+from fastneuron.trainer import Trainer
 
 
 def run(out: Path, *more: str) -> tuple[int, dict[str, Any]]:
@@ -35,6 +41,8 @@ def test_the_whole_suite_in_the_simulator(tmp_path: Path, capsys: Any) -> None:
         "networks numba": "ok",
         "repeats numba": "ok",
         "ensembles numba": "ok",
+        "door numba": "ok",
+        "faults numba": "ok",
         "precision numba": lesser,
         "bench 3-4-2 b4 adam": "ok",
         "bench 3-4-2 b4 sgd tf32": lesser,
@@ -81,9 +89,58 @@ def planted_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaEngine, "export", export)
 
 
+def planted_capsule(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = dlpack.export
+    monkeypatch.setattr(dlpack, "export", lambda pointer, *rest: real(pointer + 64, *rest))
+
+
+def planted_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = backends.on_device
+
+    def on_device(*given: Any, **more: Any) -> Any:
+        return replace(real(*given, **more), reason="")
+
+    monkeypatch.setattr(backends, "on_device", on_device)
+
+
+def planted_drivers_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No error of the driver is recognised."""
+    monkeypatch.setattr(device_faults, "_CLASSES", set())
+
+
+def planted_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails leaves another bias."""
+    real = Trainer.run
+
+    def run(trainer: Trainer, *given: Any, **more: Any) -> Any:
+        try:
+            return real(trainer, *given, **more)
+        except FastneuronError:
+            trainer.network.layers[0].bias += 1
+            raise
+
+    monkeypatch.setattr(Trainer, "run", run)
+
+
+def planted_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine asks for no room for its batches: that they are too large is not found out."""
+    eight = property(lambda engine: 8, lambda engine, size: None)
+    monkeypatch.setattr(CudaEngine, "batch_size", eight, raising=False)
+
+
 @pytest.mark.parametrize(
     ("plant", "stage"),
-    [(planted_bias, "slots"), (planted_group, "slots"), (planted_bits, "repeats")],
+    [
+        (planted_bias, "slots"),
+        (planted_group, "slots"),
+        (planted_bits, "repeats"),
+        (planted_bits, "door"),
+        (planted_capsule, "door"),
+        (planted_silence, "door"),
+        (planted_drivers_words, "faults"),
+        (planted_change, "faults"),
+        (planted_memory, "faults"),
+    ],
 )
 def test_a_planted_fault_ends_the_suite_with_1(
     plant: Any, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -93,3 +150,13 @@ def test_a_planted_fault_ends_the_suite_with_1(
     assert code == 1
     assert found[f"{stage} numba"]["status"] == "WRONG"
     assert "something is WRONG" in capsys.readouterr().out
+
+
+def test_a_command_that_cannot_reach_the_card_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = numba_kind(simulated=True)
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(
+        AssertionError, match=r"it ended with 1: fastneuron: device='cuda': .*NVIDIA"
+    ):
+        door_checks._check_command(kind)
