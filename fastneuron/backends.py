@@ -1,6 +1,6 @@
 """The backends: which exist, which run here and why not, and who supplies each slot.
 
-This is the only door to `fastneuron.kernels`. Nothing falls back unseen: a backend asked for by
+With `loading` this is the only door to `fastneuron.kernels`. Nothing falls back unseen: a backend asked for by
 name runs or raises; only "auto" chooses, and says why.
 """
 
@@ -11,18 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
-from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
-from fastneuron.kernels.contract import SLOTS, Ceilings, Engine
+from fastneuron.kernels.contract import Ceilings, Engine
 from fastneuron.kernels.device_card import Card, cards, driver_version
 from fastneuron.kernels.device_supply import supply
 from fastneuron.kernels.ensemble_contract import EnsembleEngine
 from fastneuron.kernels.precision import check_precision
+from fastneuron.loading import NAMES, Slot, load, loaded, problem_of
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.places import compiled_kernels
@@ -45,8 +43,6 @@ __all__ = [
     "use",
 ]
 
-#: Every backend name.
-NAMES = ("numpy", "numba", "cython", "cuda")
 #: What ``device=`` may be.
 DEVICES = ("cpu", "cuda", "auto")
 #: What "auto" tries: the first that runs, and need not compile first for too little work.
@@ -55,28 +51,9 @@ AUTO_ORDER = ("numba", "cython", "numpy")
 #: core with AVX-512. The kernels in C take as long as Numba's, within a few percent either way.
 WORK_TO_COMPILE = 2e14
 
-Slot = Callable[..., Any]
-
-
-class _Parts(NamedTuple):
-    """What importing a backend gives."""
-
-    slots: Mapping[str, Slot]
-    origin: Mapping[str, str]
-    engine: Callable[..., Engine]
-    has_engine: bool
-    instruction_set: str = ""
-    ceilings: Ceilings | None = None
-    ensemble: Callable[..., EnsembleEngine | None] | None = None
-
-
 _chosen: ContextVar[str | None] = ContextVar("fastneuron_backend", default=None)
-_loaded: dict[str, _Parts] = {}
-_failed: dict[str, str] = {}
 #: What "auto" was found to mean in this process, for (dtype, whether the work is long).
 _choices: dict[tuple[str, bool], Backend] = {}
-# The first use of a backend imports it: one thread does, the others wait.
-_lock = RLock()
 # os.environ encodes the name at every look, which takes 0.6 us; asking the table behind it 0.02.
 _environ = os.environ
 _table: Any = getattr(os.environ, "_data", os.environ)
@@ -103,27 +80,27 @@ class Backend:
     @property
     def slots(self) -> Mapping[str, Slot]:
         """Every slot by name; those that the backend lacks are the reference's (see `origin`)."""
-        return _load(self.name).slots
+        return load(self.name).slots
 
     @property
     def origin(self) -> Mapping[str, str]:
         """The name of the backend that supplies each slot."""
-        return _load(self.name).origin
+        return load(self.name).origin
 
     @property
     def has_engine(self) -> bool:
         """False where training runs through the reference engine over this backend's slots."""
-        return _load(self.name).has_engine
+        return load(self.name).has_engine
 
     @property
     def instruction_set(self) -> str:
         """The instruction set of kernels that were compiled ahead for several; else nothing."""
-        return _load(self.name).instruction_set
+        return load(self.name).instruction_set
 
     @property
     def ceilings(self) -> Ceilings | None:
         """Kernels that show what a core can do at most; None where it has none."""
-        return _load(self.name).ceilings
+        return load(self.name).ceilings
 
     def check_precision(self, precision: str, dtype: str) -> None:
         """Refuse a precision (``docs/precision.md``) that a network cannot have here.
@@ -156,7 +133,7 @@ class Backend:
         given: dict[str, Any] = {"n_threads": n_threads, "batch_size": batch_size}
         if precision != "float32":  # which is what every engine computes in
             given["precision"] = precision
-        return _load(self.name).engine(spec, loss, optimizer, **given)
+        return load(self.name).engine(spec, loss, optimizer, **given)
 
     def ensemble_engine(
         self, spec: NetworkSpec, loss: Loss | None, optimizers: Sequence[Optimizer], **given: Any
@@ -165,7 +142,7 @@ class Backend:
 
         `given`: n_threads and batch_size, as in `engine`.
         """
-        own = _load(self.name).ensemble
+        own = load(self.name).ensemble
         engine = own(spec, loss, optimizers, **given) if own else None
         if engine is not None:
             return engine
@@ -184,7 +161,7 @@ def available() -> dict[str, Backend | BackendUnavailable]:
     """
     found: dict[str, Backend | BackendUnavailable] = {}
     for name in NAMES:
-        problem = _problem(name)
+        problem = problem_of(name)
         found[name] = BackendUnavailable(problem) if problem else _backend(name)
     return found
 
@@ -261,7 +238,7 @@ def on_device(
             )
         return get(name, dtype, work)
     if device == "cuda":
-        if problem := _problem("cuda"):
+        if problem := problem_of("cuda"):
             raise BackendUnavailable(f"device='cuda': {problem}")
         return _named("cuda", "asked for by device='cuda'")
     if device == "cpu" and current() == "cuda":  # what is said here outdoes what is said elsewhere
@@ -270,8 +247,8 @@ def on_device(
     if device != "auto" or current() != "auto":
         return chosen
     found = cards()
-    if _problem("cuda"):
-        why = f"CUDA cannot be used: {_problem('cuda')}"
+    if problem_of("cuda"):
+        why = f"CUDA cannot be used: {problem_of('cuda')}"
     elif not found or weigh is None:
         why = "no card: the simulator is none" if not found else "the work is not known"
     else:
@@ -298,7 +275,7 @@ def device_kernels() -> str:
 def _own_choice(dtype: str, long: bool) -> Backend:
     order: tuple[str, ...] = AUTO_ORDER
     why = ""
-    if not _problem("numba") and not _problem("cython"):
+    if not problem_of("numba") and not problem_of("cython"):
         if _compiled(dtype):
             why = f"numba's kernels for {dtype} are compiled already"
         elif long:
@@ -313,7 +290,7 @@ def _own_choice(dtype: str, long: bool) -> Backend:
     problems = []
     for candidate in order:
         try:
-            _load(candidate)
+            load(candidate)
         except BackendUnavailable as error:
             problems.append(f"{candidate} would come before it, but {error}")
         else:
@@ -352,11 +329,11 @@ def use(name: str) -> Iterator[Backend]:
 
 
 def _named(name: str, reason: str) -> Backend:
-    if name not in _loaded:
+    if name not in loaded:
         if name not in NAMES:
             raise UnknownNameError(f"unknown backend {name!r} ({_overview()})")
         try:
-            _load(name)
+            load(name)
         except BackendUnavailable as error:
             raise BackendUnavailable(f"backend {name!r}: {error} ({_overview(name)})") from error
     return _backend(name, reason)
@@ -372,72 +349,7 @@ def _device_of(name: str) -> str:
 
 def _overview(but: str = "") -> str:
     """Return what exists and why the rest is missing, for messages; `but` has been told of."""
-    problems = {name: _problem(name) for name in NAMES if name != but}
+    problems = {name: problem_of(name) for name in NAMES if name != but}
     runs = [name for name, problem in problems.items() if not problem]
     missing = [f"{name}: {problem}" for name, problem in problems.items() if problem]
     return "; ".join([f"available: auto, {', '.join(runs)}", *missing])
-
-
-def _problem(name: str) -> str:
-    """Return why a backend cannot run here, or nothing; finds out without importing numba."""
-    if name in _loaded or name == "numpy":
-        return ""
-    if name in _failed:
-        return _failed[name]
-    if name == "cuda":
-        return supply().problem
-    if name == "numba":
-        return "" if find_spec("numba") else "numba is not installed (pip install numba)"
-    try:
-        _load(name)
-    except BackendUnavailable as error:
-        return str(error)
-    return ""
-
-
-def _load(name: str) -> _Parts:
-    parts = _loaded.get(name)
-    if parts is not None:
-        return parts
-    with _lock:
-        if name in _failed:
-            raise BackendUnavailable(_failed[name])
-        if name not in _loaded:
-            try:
-                _loaded[name] = _import(name)
-            except BackendUnavailable as error:
-                _failed[name] = str(error)
-                raise
-        return _loaded[name]
-
-
-def _import(name: str) -> _Parts:
-    if name == "numpy":
-        reference = import_module("fastneuron.kernels.reference")
-        return _Parts(reference.SLOTS, dict.fromkeys(SLOTS, name), reference.ReferenceEngine, True)
-    if name in ("cuda", "numba") and (problem := _problem(name)):
-        raise BackendUnavailable(problem)
-    try:
-        if name == "cuda":
-            made = supply()
-            device = import_module(made.module)
-            given: Mapping[str, Slot] = device.slots() if hasattr(device, "slots") else {}
-            slots = {**_load("numpy").slots, **given}
-            origin = {slot: name if slot in given else "numpy" for slot in SLOTS}
-            room = import_module(".".join(made.module.split(".")[:3]))
-            many = getattr(room, "ensemble_engine", None)
-            return _Parts(slots, origin, getattr(device, made.engine), True, ensemble=many)
-        module = import_module(f"fastneuron.kernels.{name}_cpu")
-        own: Mapping[str, Slot] = module.SLOTS
-        engine = getattr(module, f"{name.title()}Engine", None)
-    except ImportError as error:
-        raise BackendUnavailable(str(error)) from error
-    except Exception as error:  # a broken installation raises whatever it likes
-        raise BackendUnavailable(f"does not start: {type(error).__name__}: {error}") from error
-    reference_parts = _load("numpy")
-    slots = {**reference_parts.slots, **own}
-    origin = {slot: name if slot in own else "numpy" for slot in SLOTS}
-    if engine is None:
-        return _Parts(slots, origin, partial(reference_parts.engine, slots=slots), False)
-    instruction_set: Callable[[], str] = getattr(module, "instruction_set", str)
-    return _Parts(slots, origin, engine, True, instruction_set(), module.CEILINGS)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from fastneuron import backends
+from fastneuron import backends, loading
 from fastneuron.errors import BackendUnavailable, UnknownNameError
 from fastneuron.kernels import cython_cuda, device_supply, numba_cuda
 from fastneuron.kernels.contract import SLOTS, Engine
@@ -26,11 +26,11 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without what CUDA needs, whatever this one has."""
-    monkeypatch.setattr(backends, "supply", lambda: Supply("", "", "no NVIDIA card is visible"))
+    monkeypatch.setattr(loading, "supply", lambda: Supply("", "", "no NVIDIA card is visible"))
     # Copies: what a test loads under these pretences must not stay.
-    for table in ("_loaded", "_failed"):
-        kept = {name: one for name, one in getattr(backends, table).items() if name != "cuda"}
-        monkeypatch.setattr(backends, table, kept)
+    for table in ("loaded", "failed"):
+        kept = {name: one for name, one in getattr(loading, table).items() if name != "cuda"}
+        monkeypatch.setattr(loading, table, kept)
 
 
 def test_all_backends_are_listed_with_reasons(no_card: None) -> None:
@@ -88,11 +88,11 @@ def test_a_backend_that_does_not_start_is_passed_over_by_auto_only(
         raise SystemError(f"no {name} today")
 
     for name in ("numba", "cython"):
-        monkeypatch.delitem(backends._loaded, name, raising=False)
-        monkeypatch.delitem(backends._failed, name, raising=False)
+        monkeypatch.delitem(loading.loaded, name, raising=False)
+        monkeypatch.delitem(loading.failed, name, raising=False)
     backends.get("numpy")
-    monkeypatch.setattr(backends, "find_spec", lambda name: object())  # installed, all of them
-    monkeypatch.setattr(backends, "import_module", broken)
+    monkeypatch.setattr(loading, "find_spec", lambda name: object())  # installed, all of them
+    monkeypatch.setattr(loading, "import_module", broken)
     try:
         chosen = backends.get("auto")
         assert chosen.name == "numpy"
@@ -100,18 +100,18 @@ def test_a_backend_that_does_not_start_is_passed_over_by_auto_only(
         with pytest.raises(BackendUnavailable, match=r"SystemError: no fastneuron\.kernels"):
             backends.get("numba")
     finally:
-        backends._failed.clear()
+        loading.failed.clear()
 
 
 def test_numba_that_is_not_installed_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(backends._loaded, "numba", raising=False)
-    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    monkeypatch.delitem(loading.loaded, "numba", raising=False)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     try:
         with pytest.raises(BackendUnavailable, match="numba is not installed"):
             backends.get("numba")
         assert backends.get("auto").name != "numba"
     finally:
-        backends._failed.clear()
+        loading.failed.clear()
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_without_numba_cuda_the_compiled_engine_is_taken(
 ) -> None:
     there = {"fastneuron.kernels._cython_cuda"}
     monkeypatch.setattr(device_supply, "find_spec", lambda name: name in there or None)
-    monkeypatch.setattr(backends, "supply", device_supply.supply)
+    monkeypatch.setattr(loading, "supply", device_supply.supply)
     monkeypatch.setattr(cython_cuda, "missing", lambda: "")
     monkeypatch.setattr(cython_cuda, "slots", lambda: {"mse": id})
     backend = backends.get("cuda")
     assert backend.device == "cuda"
     assert (backend.slots["mse"], backend.origin["mse"]) == (id, "cuda")
     assert backend.origin["mae"] == "numpy"
-    assert backends._import("cuda").engine is cython_cuda.CythonCudaEngine
+    assert loading._import("cuda").engine is cython_cuda.CythonCudaEngine
     monkeypatch.setattr(cython_cuda, "missing", lambda: "it was built for other tables")
     assert device_supply.supply().problem == "it was built for other tables"
     there.clear()

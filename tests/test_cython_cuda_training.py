@@ -12,7 +12,7 @@ import pytest
 from emulated_cuda import TINY, Calls, Kernels
 
 import fastneuron as fn
-from fastneuron import backends, intake
+from fastneuron import backends, intake, loading
 from fastneuron.kernels.cython_cuda import CythonCudaEngine
 from fastneuron.kernels.device_calls import Device
 from fastneuron.kernels.device_faults import DriverError
@@ -188,8 +188,8 @@ def device(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The backend "cuda" as it is where nvcc was and numba-cuda is not."""
     monkeypatch.setattr(intake, "_KEEP_SECONDS", 1e9)
     engine = partial(CythonCudaEngine, calls=calls, tiles=(TINY, TINY))
-    parts = backends._load("numpy")._replace(engine=engine)
-    monkeypatch.setitem(backends._loaded, "cuda", parts)
+    parts = loading.load("numpy")._replace(engine=engine)
+    monkeypatch.setitem(loading.loaded, "cuda", parts)
     return calls
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import fastneuron as fn
-from fastneuron import arguments, backends, dlpack
+from fastneuron import arguments, backends, dlpack, loading
 from fastneuron.cli import main
 from fastneuron.device_arrays import DeviceArray, as_device_rows, device_array, lies_on_device
 from fastneuron.errors import BackendUnavailable, SpecError, UnknownNameError
@@ -95,8 +95,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.delenv("NUMBA_ENABLE_CUDASIM", raising=False)
     monkeypatch.delenv("FASTNEURON_BACKEND", raising=False)
-    monkeypatch.delitem(backends._loaded, "cuda", raising=False)
-    monkeypatch.delitem(backends._failed, "cuda", raising=False)
+    monkeypatch.delitem(loading.loaded, "cuda", raising=False)
+    monkeypatch.delitem(loading.failed, "cuda", raising=False)
     yield pretend
     _forget()
 
@@ -225,7 +225,7 @@ def test_auto_without_a_card_says_why(machine: Any) -> None:
 
 def test_auto_goes_where_the_model_says(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(FakeDriver(), ALL)
-    monkeypatch.setitem(backends._loaded, "cuda", backends._load("numpy"))
+    monkeypatch.setitem(loading.loaded, "cuda", loading.load("numpy"))
     asked = []
 
     def verdict(pays: bool) -> Any:

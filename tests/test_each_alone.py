@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastneuron import backends
+from fastneuron import backends, loading
 from fastneuron.kernels import each_alone
 from fastneuron.kernels.contract import Engine, Parameters, Status
 from fastneuron.kernels.each_alone import EachAlone
@@ -269,8 +269,8 @@ def test_a_backend_has_its_own_engine_or_none(monkeypatch: pytest.MonkeyPatch) -
         make = partial(backends.get("numpy").engine)
         return Own(spec, loss, optimizers, make=make, **given) if len(asked) == 1 else None
 
-    parts = backends._load("numpy")
-    monkeypatch.setitem(backends._loaded, "numpy", parts._replace(ensemble=own))
+    parts = loading.load("numpy")
+    monkeypatch.setitem(loading.loaded, "numpy", parts._replace(ensemble=own))
     made = [
         backends.get("numpy").ensemble_engine(case.spec, case.loss, [case.optimizer], batch_size=3)
         for _ in range(2)

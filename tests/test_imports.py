@@ -53,6 +53,7 @@ HOUSE = (
     ("kernels.blocked",),
     ("kernels.numba_cpu", "kernels.cython_cpu", "kernels.numba_cuda", "kernels.cython_cuda"),
     ("kernels.device_supply", "kernels.device_cost"),
+    ("loading",),
     ("backends", "parameters", "elision", "folding", "summary"),
     ("chunks", "divergence", "intake", "choice"),
     (
@@ -154,9 +155,11 @@ def faults_of(path: Path, source: str) -> list[str]:
             other.startswith("kernels.")
             and other not in _CONTRACT
             and not room.startswith("kernels.")
-            and room not in ("backends", "testing", "gpu_suite")
+            and room not in ("loading", "backends", "testing", "gpu_suite")
         ):
-            faults.append(f"{where}: kernels are reached through backends only, not by {room!r}")
+            faults.append(
+                f"{where}: kernels are reached through loading and backends only, not by {room!r}"
+            )
     return faults
 
 
@@ -214,7 +217,7 @@ def test_what_is_allowed_is_no_fault() -> None:
     for room, line in [
         ("trainer", "from fastneuron.kernels.contract import Engine"),
         ("trainer", "from fastneuron import backends\nimport os"),
-        ("backends", "import_module('fastneuron.kernels.reference')"),
+        ("loading", "import_module('fastneuron.kernels.reference')"),
         ("kernels/numba_cpu/jit", "import numba"),
         ("kernels/numba_cpu/engine", "from fastneuron.kernels.numba_cpu import jit"),
     ]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import fastneuron as fn
-from fastneuron import backends, profiling
+from fastneuron import backends, loading, profiling
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.cli import main
 from fastneuron.errors import FastneuronError, SpecError
@@ -134,7 +134,7 @@ def test_a_wrong_kernel_is_found_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         dx, dw, db = right(*given)
         return dx, dw, None if db is None else db * np.float32(1.001)
 
-    monkeypatch.setitem(backends._load("numpy").slots, "dense_backward", wrong)  # type: ignore[arg-type]
+    monkeypatch.setitem(loading.load("numpy").slots, "dense_backward", wrong)  # type: ignore[arg-type]
     with pytest.raises(WrongResult, match=r"dL/db of layer \d.*outside the bound.*no time"):
         SlotSteps(workload()).check()
     with pytest.raises(WrongResult, match="db"):

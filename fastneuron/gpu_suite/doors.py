@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron import backends, dlpack
+from fastneuron import backends, dlpack, loading
 from fastneuron.device_arrays import DeviceArray
 from fastneuron.gpu_suite.engines import CPP, NUMBA, Kind
 from fastneuron.gpu_suite.running import NotHere
@@ -30,12 +30,12 @@ _ALIGNMENT = 64
 @contextmanager
 def behind_the_door(kind: Kind) -> Iterator[backends.Backend]:
     """Let device="cuda" run this engine, cut as the suite's, whichever is supplied otherwise."""
-    before = backends._load("cuda")
-    backends._loaded["cuda"] = before._replace(engine=_engine(kind))
+    before = loading.load("cuda")
+    loading.loaded["cuda"] = before._replace(engine=_engine(kind))
     try:
         yield backends.on_device("cuda")
     finally:
-        backends._loaded["cuda"] = before
+        loading.loaded["cuda"] = before
 
 
 def _engine(kind: Kind) -> Callable[..., Any]:

@@ -32,12 +32,15 @@ class Supply(NamedTuple):
         One line: what is missing and how to get it; nothing where all is there.
     engine : str
         The name of the class.
+    ensemble : str
+        The module that offers `ensemble_engine`, if any does.
     """
 
     module: str
     kernels: str
     problem: str
     engine: str = "CudaEngine"
+    ensemble: str = numba_cuda.__name__
 
 
 def supply() -> Supply:
@@ -48,7 +51,8 @@ def supply() -> Supply:
         # Imported here: a start without CUDA does without it.
         from fastneuron.kernels import cython_cuda
 
-        return Supply(cython_cuda.__name__, "compiled", cython_cuda.missing(), "CythonCudaEngine")
+        name, problem = cython_cuda.__name__, cython_cuda.missing()
+        return Supply(name, "compiled", problem, "CythonCudaEngine", name)
     # Both at once: who has no card need not install anything.
     problems = [missing_card(), numba_cuda.missing()]
     return Supply("", "", "; ".join(problem for problem in problems if problem))

@@ -21,7 +21,7 @@ from device_training import (
 )
 
 import fastneuron as fn
-from fastneuron import backends, dlpack
+from fastneuron import backends, dlpack, loading
 from fastneuron.device_arrays import DeviceArray, device_array
 from fastneuron.kernels import device_engine
 from fastneuron.kernels.numba_cuda import driver, resident
@@ -256,8 +256,8 @@ def test_an_engine_that_takes_no_device_arrays_trains_on_a_device(
     """As the compiled one: it holds what lies on the host."""
     nets = network(), network()
     want = fn.Trainer(nets[0], "mse", device="cuda", **SGD).run(X, Y)
-    plain = backends._loaded["cuda"]._replace(engine=engine_room.CudaEngine)
-    monkeypatch.setitem(backends._loaded, "cuda", plain)
+    plain = loading.loaded["cuda"]._replace(engine=engine_room.CudaEngine)
+    monkeypatch.setitem(loading.loaded, "cuda", plain)
     trainer = fn.Trainer(nets[1], "mse", device="cuda", **SGD)
     np.testing.assert_array_equal(trainer.run(X, Y), want)
     trainer.step(X, Y)
