@@ -19,6 +19,7 @@ from fastneuron.chunks import Pace
 from fastneuron.descriptions import checked_count
 from fastneuron.ensemble_divergence import Failed
 from fastneuron.ensemble_intake import EnsembleIntake
+from fastneuron.ensemble_order import EnsembleBatches
 from fastneuron.ensemble_parameters import LiveEnsemble
 from fastneuron.ensemble_rates import EnsembleRates
 from fastneuron.errors import DivergenceWarning, NonFiniteError
@@ -28,16 +29,17 @@ from fastneuron.layers import Dropout
 from fastneuron.losses import LOSSES, Loss
 from fastneuron.network import Sequential
 from fastneuron.optimizers import Optimizer
-from fastneuron.order import Batches, Part, checked_seed
+from fastneuron.order import Part, checked_seed
 from fastneuron.plans import Plan
 from fastneuron.schedules import Horizon
 from fastneuron.threads import requested_threads
 
 __all__ = ["Ensemble"]
 
-# Seconds of a call of the engine for each network, at least: an engine of each network's own needs
-# 12 us beside its steps, of which a small network does 16 in this time.
-_SHARE_SECONDS = 1.5e-4
+# Seconds of a call of the engine for each network, and of the call at most: one that computes by
+# itself costs 12 us beside its steps, and its first step finds nothing in the caches. A small
+# network does some 30 steps in this time; with one step a call it takes twice as long.
+_SHARE_SECONDS, _CALL_SECONDS = 3e-4, 1.0
 
 
 class Ensemble:
@@ -62,7 +64,7 @@ class Ensemble:
     batch_size : int
         Rows of a step of `run`; `step` takes whatever comes.
     backend, n_threads, device
-        As for `Trainer`.
+        As for `Trainer`; device="auto" weighs a card by a single network.
     seed : int, optional
         Decides every network's data order, which is then one for all. Left out, each network's own.
 
@@ -128,7 +130,7 @@ class Ensemble:
         self._rates = EnsembleRates(self.optimizers)
         self._last = NonFiniteError("", epoch=0, step=0, layer=None, learning_rate=0.0)
         self._draws = any(isinstance(layer, Dropout) for layer in self.spec.layers)
-        self._pace = Pace(len(self) * _SHARE_SECONDS)
+        self._pace = Pace(min(len(self) * _SHARE_SECONDS, _CALL_SECONDS))
 
     @classmethod
     def of(
@@ -233,38 +235,29 @@ class Ensemble:
         DataError, NonFiniteError
             As in `step`; what was trained before is kept.
         KeyboardInterrupt
-            On Ctrl-C, after the running chunk of steps, at which all networks end: within about
-            50 ms, or some 16 steps of each network where they take longer.
+            On Ctrl-C, after the running chunk of steps, with which all networks end: within about
+            50 ms, or, where there are hundreds of networks, a second.
         """
         rows, targets, weight = self._checked(X, y, sample_weight, "X")
         epochs, n = checked_count("run", "epochs", epochs), rows.shape[-2]
         check_batch(self.spec, min(n, self.batch_size))
         self._begin()
-        place = {seed: i for i, seed in enumerate(dict.fromkeys(self.seeds if shuffle else [0]))}
         first_epoch = self.epoch_count
-        each = [
-            Batches(
-                n,
-                self.batch_size,
-                epochs,
-                shuffle=shuffle,
-                seed=seed,
-                first_epoch=first_epoch,
-                span=not self._rates.watches,
-            )
-            for seed in place
-        ]
-        per_epoch = each[0].steps_per_epoch
-        horizon = Horizon(self.step_count + epochs * per_epoch, per_epoch)
+        batches = EnsembleBatches(
+            n,
+            self.batch_size,
+            epochs,
+            shuffle=shuffle,
+            seeds=self.seeds,
+            first_epoch=first_epoch,
+            span=not self._rates.watches,
+        )
+        end = self.step_count + epochs * batches.steps_per_epoch
+        horizon = Horizon(end, batches.steps_per_epoch)
         found: list[NDArray[np.float64]] = []
         begun = 0  # of them, before the epoch under way
         with self._live.held(rows, targets, weight):
-            while (parts := [batches.take(self._pace.steps) for batches in each])[0] is not None:
-                first: Part = parts[0]
-                orders = np.stack([part.order for part in parts if part is not None])
-                if 1 < len(place) < len(self):
-                    orders = orders[[place[seed] for seed in self.seeds]]
-                part = first._replace(order=orders)
+            while (part := batches.take(self._pace.steps)) is not None:
                 self.epoch_count = first_epoch + part.epoch + max(1, part.whole_epochs)
                 losses, seconds = self._train(rows, targets, weight, part, horizon)
                 found.append(losses)

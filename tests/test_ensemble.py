@@ -157,13 +157,13 @@ def test_one_seed_for_all_is_one_order(backend: backends.Backend) -> None:
 
 def test_swapped_orders_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: networks that meet the rows in each other's order."""
-    from fastneuron import ensemble
+    from fastneuron import ensemble_order
 
-    class Swapped(ensemble.Batches):
+    class Swapped(ensemble_order.Batches):
         def __init__(self, *sizes: Any, seed: int, **given: Any) -> None:
             super().__init__(*sizes, seed={10: 11, 11: 10}.get(seed, seed), **given)
 
-    monkeypatch.setattr(ensemble, "Batches", Swapped)
+    monkeypatch.setattr(ensemble_order, "Batches", Swapped)
     losses = fn.Ensemble(networks(), "mse", "adam", 16, "numpy").run(X, Y)
     for m, net in enumerate(networks()):
         want = fn.Trainer(net, "mse", "adam", 16, "numpy").run(X, Y)
@@ -180,6 +180,7 @@ def test_chunking_changes_no_bit(
     monkeypatch.setattr("fastneuron.chunks._GROWTH", most)
     monkeypatch.setattr("fastneuron.chunks._CHUNK_SECONDS", 1e9 if most > 1 else 0.0)
     monkeypatch.setattr("fastneuron.ensemble._SHARE_SECONDS", 0.0)
+    monkeypatch.setattr("fastneuron.ensemble_order._PART_ROWS", most * 8 * M)
     ensemble = fn.Ensemble(nets, "mse", "adam", 8, backend.name)
     got = np.concatenate([ensemble.run(X, Y, epochs=k) for k in (1, 6, 2)])
     np.testing.assert_array_equal(got, want)

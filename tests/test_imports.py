@@ -17,7 +17,7 @@ HOUSE = (
     ("errors", "places", "interrupts", "plans", "arguments", "dlpack"),
     ("registry", "order", "device_arrays"),
     ("descriptions", "threads", "arrays", "activations", "losses", "initializers"),
-    ("schedules", "layers"),
+    ("schedules", "layers", "ensemble_order"),
     ("optimizers", "spec"),
     ("keys",),
     ("kernels.contract", "rates"),
