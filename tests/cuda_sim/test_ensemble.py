@@ -104,9 +104,12 @@ def some_of(parameters, models):
 
 
 def optimizers_of(of, count):
-    """Each its own learning rate."""
-    rate = of.optimizer.learning_rate
-    return [replace(of.optimizer, learning_rate=rate * (1 + m)) for m in range(count)]
+    """Each its own learning rate, and every other one the other way of bias decay."""
+    one, found = of.optimizer, []
+    for m in range(count):
+        rate, decays = one.learning_rate * (1 + m), one.decay_bias ^ bool(m % 2)
+        found.append(replace(one, learning_rate=rate, decay_bias=decays))
+    return found
 
 
 def engine_of(of, parameters, optimizers, **given):
@@ -235,6 +238,20 @@ def test_a_model_has_the_bits_that_it_has_alone_whatever_its_place(holds) -> Non
         for place, model in enumerate(which):
             np.testing.assert_array_equal(others[:, place], losses[:, model])
             assert_same(state_of(other, place), state_of(together, model))
+
+
+def test_models_share_no_scratch() -> None:
+    """The simulator's blocks go one by one: shared scratch would not show in results."""
+    of, last = CASES["ragged"], SIZES[-1]
+    together, _ = trained(of, 3, [0, 1, 2])
+    for m in range(3):
+        alone, _ = trained(of, 3, [m])
+        kept = [
+            (each._g.copy_to_host(), each._rows.array.copy_to_host()[: each.n_models * last])
+            for each in (together, alone)
+        ]
+        for got, want in zip(*kept, strict=True):
+            np.testing.assert_array_equal(got[m * len(want) : (m + 1) * len(want)], want)
 
 
 def test_bits_do_not_depend_on_calls_launches_or_the_first_batch(monkeypatch) -> None:

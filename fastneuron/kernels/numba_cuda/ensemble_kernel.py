@@ -21,13 +21,8 @@ from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_plan import ALIGNMENT, TRAINS
 from fastneuron.kernels.fused_plan import FusedPlan, blocks_together
 from fastneuron.kernels.numba_cuda.driver import ALIGNED, cuda, device_function, kernel
-from fastneuron.kernels.numba_cuda.fused import (
-    all_backward,
-    all_forward,
-    hold_parameters,
-    loss_of_rows,
-    take_rows,
-)
+from fastneuron.kernels.numba_cuda.fused import hold_parameters, loss_of_rows, take_rows
+from fastneuron.kernels.numba_cuda.fused_layers import all_backward, all_forward
 from fastneuron.kernels.numba_cuda.outcome import (
     STATUS,
     STEP,
