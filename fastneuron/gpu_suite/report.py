@@ -62,10 +62,12 @@ def line(finding: Finding) -> list[str]:
 
 
 def tables(findings: Sequence[Finding]) -> list[str]:
-    """Return the table of every workload: who was timed, and who was not and why."""
-    lines = []
+    """Return the tables: of constants, measured and in use; of every workload, who was timed."""
+    lines: list[str] = []
     for finding in findings:
         found = finding.details
+        if "costs" in found:
+            lines += ["", *_costs(finding)]
         if "contestants" not in found:
             continue
         lines += ["", *wrapped(found["workload"])]
@@ -79,6 +81,25 @@ def tables(findings: Sequence[Finding]) -> list[str]:
             times = f"{step / ours:.2f}" if ours else "-"
             figures = f"{step * 1e6:11.4g} {times:>7} {entry['start_seconds']:8.1f}"
             lines += _hung(f"  {name:18} {figures}  ", entry["clock"])
+        for name, entry in found["contestants"].items():
+            if entry.get("predicted_seconds"):
+                step, said = entry["step_seconds"], entry["predicted_seconds"]
+                text = f"{said * 1e6:.4g} us predicted, {said / step:.2f} of what was measured"
+                lines += _hung(f"  {name:18} ", text)
+    return lines
+
+
+def _costs(finding: Finding) -> list[str]:
+    """Return the table of constants of the cost model."""
+    title = f"{finding.stage}: the constants of kernels/device_cost.py"
+    if finding.details["simulated"]:
+        title += " (SIMULATED: no figure means anything)"
+    lines = [*wrapped(title), f"  {'':14} {'in use':>10} {'measured':>10}  {'':4} how"]
+    for name, entry in finding.details["costs"].items():
+        measured = f"{entry['measured']:.3g}" if "measured" in entry else "-"
+        how = entry["how"] if "measured" in entry else entry["said"]
+        start = f"  {name:14} {entry['in_use']:10.3g} {measured:>10}  {entry['unit']:4} "
+        lines += _hung(start, how)
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastneuron.gpu_suite.benchmarks import NOT_HERE, benchmark, contestants, gemm_rate
 from fastneuron.gpu_suite.building import build
+from fastneuron.gpu_suite.calibration import costs, predicted
 from fastneuron.gpu_suite.door_checks import door_checks
 from fastneuron.gpu_suite.engines import CPP, Kind, Sizes
 from fastneuron.gpu_suite.ensemble_checks import ensemble_checks
@@ -36,7 +37,7 @@ __all__ = ["NAMES", "Plan", "stages"]
 #: What `--only` may name.
 NAMES = (
     "build", "slots", "networks", "repeats", "ensembles", "door", "faults", "precision", *TOOLS,
-    "bench",
+    "costs", "bench",
 )  # fmt: skip
 
 
@@ -94,6 +95,9 @@ def stages(plan: Plan) -> list[Stage]:
         for name, kind in kinds.items():
             for tool in TOOLS:
                 found.append(Stage(f"{tool} {name}", partial(_sanitized, tool, kind), 0.15))
+    for name, kind in kinds.items():
+        work = partial(_costs, kind, plan.simulated)
+        found.append(Stage(f"costs {name}", work, 0.1, checks=False))
     for i, workload in enumerate(plan.workloads):
         # Each may take its share of what is left, and the last all of it.
         of_rest = 1 / (len(plan.workloads) - i)
@@ -199,6 +203,10 @@ def _sanitized(tool: str, kind: Callable[[], Kind], budget: Budget) -> Finding:
     return sanitize(tool, kind().name, budget)
 
 
+def _costs(kind: Callable[[], Kind], simulated: bool, budget: Budget) -> Finding:
+    return costs(kind(), budget, simulated=simulated)
+
+
 def _benchmark(
     workload: Workload,
     kinds: Mapping[str, Callable[[], Kind]],
@@ -216,6 +224,10 @@ def _benchmark(
     racers = contestants(workload, ready, simulated=simulated)
     rate_of = None if simulated or torch_missing() else gemm_rate
     found = benchmark(workload, racers, budget.within(of_rest * budget.left), rate_of=rate_of)
+    for each in ready:
+        entry = found.details.get("contestants", {}).get(f"fastneuron {each.name}", {})
+        if "step_seconds" in entry:
+            entry["predicted_seconds"] = predicted(workload, each, simulated=simulated)
     for name, reason in reasons.items():
         entry = {"ours": True, "status": NOT_HERE, "said": reason}
         found.details.setdefault("contestants", {}).setdefault(name, entry)

@@ -12,10 +12,10 @@ import pytest
 
 from fastneuron import backends, dlpack
 from fastneuron.errors import FastneuronError
-from fastneuron.gpu_suite import door_checks
+from fastneuron.gpu_suite import calibration, door_checks
 from fastneuron.gpu_suite.command import main
 from fastneuron.gpu_suite.engines import numba_kind
-from fastneuron.kernels import device_faults
+from fastneuron.kernels import device_cost, device_faults
 from fastneuron.kernels.numba_cuda import columns, products
 from fastneuron.kernels.numba_cuda.engine import CudaEngine
 from fastneuron.trainer import Trainer
@@ -44,6 +44,7 @@ def test_the_whole_suite_in_the_simulator(tmp_path: Path, capsys: Any) -> None:
         "door numba": "ok",
         "faults numba": "ok",
         "precision numba": lesser,
+        "costs numba": "ok",
         "bench 3-4-2 b4 adam": "ok",
         "bench 3-4-2 b4 sgd tf32": lesser,
         "bench 3-4-2 b4 adam x3": "ok",
@@ -51,6 +52,20 @@ def test_the_whole_suite_in_the_simulator(tmp_path: Path, capsys: Any) -> None:
     assert kind.takes("library") or found["slots numba"]["details"]["unlaunched"] == []
     assert 0 < found["networks numba"]["details"]["worst"] < 1
     assert "SIMULATED" in printed
+    entries = found["costs numba"]["details"]["costs"]
+    assert set(entries) == {
+        *("LAUNCH", "QUEUED", "SHARE", "MEMORY_SHARE", "TRANSFER", "COMPILE", "START")
+    }
+    for name, entry in entries.items():
+        assert entry["in_use"] == getattr(device_cost, name)
+        # The simulator records no graph; everything else is gone through.
+        assert entry.get("measured", 0) > 0 or name in ("LAUNCH", "COMPILE"), name
+    assert entries["LAUNCH"]["said"] == "the simulator cannot record launches"
+    timed = found["bench 3-4-2 b4 adam"]["details"]["contestants"]["fastneuron numba"]
+    assert timed["predicted_seconds"] > 0
+    assert "us predicted" in printed
+    assert "no figure means anything" in " ".join(printed.split())
+    assert "auto for 4-8-1 b16: " in " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
 
 
@@ -128,6 +143,10 @@ def planted_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaEngine, "batch_size", eight, raising=False)
 
 
+def planted_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "START", "raise SystemExit('no engine')")
+
+
 @pytest.mark.parametrize(
     ("plant", "stage"),
     [
@@ -140,6 +159,7 @@ def planted_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         (planted_drivers_words, "faults"),
         (planted_change, "faults"),
         (planted_memory, "faults"),
+        (planted_cost, "costs"),
     ],
 )
 def test_a_planted_fault_ends_the_suite_with_1(
