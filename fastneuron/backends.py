@@ -1,7 +1,7 @@
 """The backends: which exist, which run here and why not, and who supplies each slot.
 
-With `loading` this is the only door to `fastneuron.kernels`. Nothing falls back unseen: a backend asked for by
-name runs or raises; only "auto" chooses, and says why.
+With `loading` this is the only door to `fastneuron.kernels`. Nothing falls back unseen: a backend
+asked for by name runs or raises; only "auto" chooses, and says why.
 """
 
 from __future__ import annotations
