@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # measure the clone it lies in
 
+from ensembles import ensembles
 from figures import faulty, table
 from folding import folding
 from forwards import forwards
@@ -44,6 +45,8 @@ PARTS = {
     "cython2": Part(partial(cython, cores=2), "the same on two cores", cores=2),
     "layers": Part(layers, "steps with normalisations, dropout, frozen layers; beside others"),
     "layers2": Part(partial(layers, cores=2), "the same on two cores", cores=2),
+    "ensembles": Part(ensembles, "many networks at once, over one by one; beside vmap of others"),
+    "ensembles2": Part(partial(ensembles, cores=2), "the same on two cores", cores=2),
     "folding": Part(folding, "predictions before and after batch normalisations are folded"),
     "forward": Part(forwards, "forward from Python, beside other libraries and the peak"),
     "neighbour": Part(neighbours, "two threads beside a busy process, over alone", cores=2),

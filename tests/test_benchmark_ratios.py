@@ -80,7 +80,7 @@ def test_every_goal_of_the_engine_has_its_figure(rooms: dict[str, ModuleType]) -
     assert [row for row, _ in steps.BIAS_GOALS] == list(problems.TABLE)
     assert set(rooms["ratios"].PARTS) == {
         "activations", "bias", "float64", "avx2", "cython", "cython2", "layers", "layers2",
-        "folding", "forward", "neighbour", "start",
+        "ensembles", "ensembles2", "folding", "forward", "neighbour", "start",
     }  # fmt: skip
 
 
@@ -161,6 +161,34 @@ def test_avx2_is_not_claimed_of_other_code(
         "missing",
         "AVX2 is of x86-64, this is riscv64",
     )
+
+
+def test_many_networks_are_judged_and_timed_in_every_way(
+    rooms: dict[str, ModuleType], row: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("numba", reason="numba is not installed")
+    ensembles = rooms["ensembles"]
+    monkeypatch.setattr(ensembles, "MODELS", 3)
+    found = ensembles.ensembles(0.001, quiet, row)
+    by_name = {figure["what"].split(": ")[1]: figure for figure in found["figures"]}
+    for kind in ensembles.KINDS:
+        status = "missing" if kind.missing() else "ok"
+        assert by_name[f"{kind.name}, a step of all"]["status"] == status
+    assert by_name["trainers over ensemble"]["value"] > 0
+    assert not rooms["figures"].faulty({"cores": 1, **found})
+
+    class Wrong(ensembles.Ours):  # type: ignore[name-defined, misc]
+        name = "trainers"
+
+        def advance(self, order: Any) -> Any:
+            return super().advance(order) * 1.01
+
+    class Absent(ensembles.Trainers):  # type: ignore[name-defined, misc]
+        name, module = "torch vmap", "no_such_module"
+        missing = classmethod(lambda cls: "no_such_module is not installed")
+
+    found = ensembles.ensembles(0.001, quiet, row, kinds=[ensembles.Ours, Wrong, Absent])
+    assert [figure["status"] for figure in found["figures"]] == ["ok", "wrong", "missing", "wrong"]
 
 
 def test_forward_of_every_library_is_checked_and_timed(rooms: dict[str, ModuleType]) -> None:
