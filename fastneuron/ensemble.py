@@ -66,7 +66,8 @@ class Ensemble:
     backend, n_threads, device
         As for `Trainer`; device="auto" weighs a card by a single network.
     seed : int, optional
-        Decides every network's data order, which is then one for all. Left out, each network's own.
+        Decides every network's data order, which is then one for all: on a card, drawing a thousand
+        orders takes longer than the steps. Left out, each network's own seed decides.
 
     Attributes
     ----------

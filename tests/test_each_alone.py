@@ -193,15 +193,18 @@ def nan_like(parameters: Parameters, m: int) -> Parameters:
 @pytest.mark.parametrize("loss", list(LOSSES))
 def test_parameters_of_nan_keep_a_network_stopped(backend: backends.Backend, loss: str) -> None:
     """As the contract says: whatever the loss and the activations, no step is applied."""
-    for case in generated_cases(40, 4, widest=5, longest=6):
+    norms = generated_norm_cases(40, 4, widest=5, longest=6)
+    for case in [*generated_cases(40, 4, widest=5, longest=6), *norms]:
         if case.loss.name != loss:
             continue
         each = members(case)
         engine = many_of(backend, each)
         engine.load(nan_like(engine.export(), 1))
+        before = of_member(engine.export_statistics(), 1)
         _, outcome = trained(engine, each)
         assert outcome.status.tolist()[::2] == [Status.OK, Status.OK]
         assert outcome.status[1] != Status.OK
+        same(of_member(engine.export_statistics(), 1), before)
         assert outcome.steps.tolist() == [STEPS, 0, STEPS]
 
 
