@@ -25,6 +25,7 @@ if not find_spec("numba") or not find_spec("numba_cuda"):
     pytest.skip("numba-cuda is not installed: it compiles these", allow_module_level=True)
 
 import numba.cuda.dispatcher
+from cuda_kernels import factories, factory_of
 from numba import cuda, types
 
 from fastneuron.kernels.device_plan import Blocks, tile_of
@@ -206,6 +207,11 @@ PROMISES: dict[str, Promise] = {
     **_products("float32", True, "gelu"),
     **_products("float64", True, "relu"),
 }
+
+
+def test_every_kernel_is_promised_something() -> None:
+    promised = {factory_of(promise.kernel.py_func) for promise in PROMISES.values()}
+    assert factories() - promised == set(), "these are in no table here"
 
 
 @pytest.fixture(params=TARGETS, ids=lambda cc: f"sm_{cc[0]}{cc[1]}")

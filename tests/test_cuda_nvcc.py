@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from cuda_kernels import in_cpp
 from emulated_cuda import SOURCES
 
 from fastneuron.kernels.constants import header
@@ -64,6 +65,13 @@ def entries(ptx: Path) -> dict[str, str]:
     found = {part.split("(")[0]: part for part in parts}
     # Rows are gathered in float64 too, whatever else is compiled.
     return {name: part for name, part in found.items() if not re.search(r"gatherI[dl]E", name)}
+
+
+def test_every_kernel_is_compiled(ptx: Path) -> None:
+    """As PTX, and so in what is asked of its registers, spills and float64."""
+    made = " ".join(entries(ptx))
+    missing = {k: file for k, file in in_cpp().items() if f"{len(k)}{k}" not in made}
+    assert missing == {}, "add their files to those that are compiled here"
 
 
 #: Those that hold float64 numbers by design: sums over the batch, scalars of the optimizer.

@@ -6,16 +6,42 @@ folder in a process that has the variable; anywhere else nothing is collected he
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from cuda_kernels import LAUNCHED, factory_of
 
 collect_ignore_glob = [] if os.environ.get("NUMBA_ENABLE_CUDASIM") == "1" else ["test_*.py"]
 
 # The simulator polls its threads: it should let go of the interpreter sooner than in 5 ms.
 sys.setswitchinterval(1e-3)
+
+
+_launched: dict[object, str] = {}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _noted():
+    """Notes which kernels are launched, for the process that started this one."""
+    from numba.cuda.simulator.kernel import FakeCUDAKernel
+
+    real = FakeCUDAKernel.__call__
+
+    def noting(kernel, *arguments):
+        if not kernel._device and kernel.fn.__code__ not in _launched:
+            _launched[kernel.fn.__code__] = factory_of(kernel.fn)
+        return real(kernel, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeCUDAKernel, "__call__", noting)
+        yield
+    if os.environ.get(LAUNCHED):
+        names = sorted(set(_launched.values()))
+        Path(os.environ[LAUNCHED], f"{os.getpid()}.json").write_text(json.dumps(names))
 
 
 class Device:
