@@ -128,7 +128,8 @@ def _cuda_state(cuda: dict[str, Any]) -> str:
         for card in cuda["cards"]
     ]
     kernels = f"kernels by {cuda['kernels']}" if cuda["kernels"] else "no kernels installed"
-    return "; ".join([driver, ", ".join(cards) or "no card", kernels])
+    first = ["the first of the cards is the one in use"] if len(cards) > 1 else []
+    return "; ".join([driver, ", ".join(cards) or "no card", *first, kernels])
 
 
 def _cache() -> dict[str, Any]:

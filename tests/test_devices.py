@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import re
 import subprocess
 import sys
 import weakref
@@ -169,6 +170,11 @@ def test_a_card_and_its_driver_are_described(
     assert "does not tell how fast the card 0" in weigh(SMALL, unknown).why
     with pytest.raises(OSError, match="cuDeviceGetName"):
         device_card.card()
+    machine(FakeDriver(cards=2), ALL)
+    assert main(["info"]) == 0
+    assert "; the first of the cards is the one in use; " in " ".join(
+        capsys.readouterr().out.split()
+    )
     machine(None)
     assert device_card.cards() == []
     assert device_card.driver_version() == ""
@@ -465,6 +471,31 @@ def test_a_compiler_that_is_not_there_is_named_with_how_to_get_it() -> None:
     assert str(found) == (
         'numba-cuda finds nothing to compile with here (Failure finding "libnvvm.so": No such '
         "file): pip install fastneuron[cuda] brings NVVM and NVRTC"
+    )
+
+
+class LinkerError(RuntimeError):
+    """As numba-cuda raises it."""
+
+
+class CCSupportError(RuntimeError):
+    """As numba-cuda raises it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LinkerError("[222] Call to cuLinkAddData: CUDA_ERROR_UNSUPPORTED_PTX_VERSION\nptxas: 8.8"),
+        CudaAPIError(803, "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
+        CCSupportError("GPU compute capability 3.5 is not supported"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_is_too_old_is_named_with_what_to_do(error: Exception) -> None:
+    found = fault_of(error, whole=True)
+    assert type(found) is BackendUnavailable
+    assert re.fullmatch(
+        r"the driver or the card is too old .*nvidia.com/drivers.*cu12.*", str(found)
     )
 
 

@@ -16,6 +16,12 @@ _OUT_OF_MEMORY = 2
 _CLASSES = {"CudaAPIError", "CudaDriverError", "CUDAError", "CudaSupportError", "DriverError"}
 #: What numba-cuda and its finder of libraries raise where there is nothing to compile with.
 _NO_COMPILER = {"DynamicLibNotFoundError", "NvvmSupportError", "NvrtcSupportError"}
+#: Errors, by name, of a driver or a card that is older than what kernels are compiled for.
+_TOO_OLD = {
+    "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
+    "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+    "CUDA_ERROR_NO_BINARY_FOR_GPU",
+}
 _NAMED = re.compile(r"CUDA_ERROR_[A-Z_]+")
 
 
@@ -47,6 +53,11 @@ def fault_of(error: BaseException, *, whole: bool) -> DeviceError | BackendUnava
         return BackendUnavailable(
             f"numba-cuda finds nothing to compile with here ({what}): pip install "
             "fastneuron[cuda] brings NVVM and NVRTC"
+        )
+    if "CCSupportError" in classes or (named and named[0] in _TOO_OLD):
+        return BackendUnavailable(
+            f"the driver or the card is too old for the CUDA that kernels are compiled with "
+            f"({what}): update the driver (nvidia.com/drivers), or pip install 'numba-cuda[cu12]'"
         )
     if not (classes & _CLASSES or (named and type(error) is RuntimeError)):
         return None

@@ -212,6 +212,28 @@ def test_a_device_lost_while_parameters_are_fetched(monkeypatch: pytest.MonkeyPa
     same(net, untouched)
 
 
+class DynamicLibNotFoundError(RuntimeError):
+    """What numba-cuda's finder of libraries raises, at the first kernel that is compiled."""
+
+
+def test_nothing_to_compile_with_is_said_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nets = network(), network()
+    trainer, want = (fn.Trainer(net, "mse", device="cuda", **SGD) for net in nets)
+
+    def no_compiler(*_):
+        raise DynamicLibNotFoundError("no libnvvm")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_room, "run_all", no_compiler)
+        with pytest.raises(fn.BackendUnavailable, match=r"nothing to compile with .*pip install"):
+            trainer.step(X[:5], Y[:5])
+    assert trainer.step_count == 0
+    assert trainer.step(X[:5], Y[:5]) == want.step(X[:5], Y[:5])
+    same(*nets)
+
+
 def test_other_errors_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_):
         raise ZeroDivisionError
