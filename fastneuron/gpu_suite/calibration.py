@@ -37,7 +37,7 @@ from fastneuron.testing import case_of, loaded, run_steps, scalars_of
 __all__ = ["PAPER", "costs", "predicted"]
 
 #: Stands for the card where there is none: an H100's data sheet.
-PAPER = Card("none, simulated", (9, 0), 80 << 30, 132, 1.755e9, 3.35e12)
+PAPER = Card("card of paper", (9, 0), 80 << 30, 132, 1.755e9, 3.35e12)
 ROUNDS = 5
 START_SECONDS = 120.0
 

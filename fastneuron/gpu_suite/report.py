@@ -62,10 +62,12 @@ def line(finding: Finding) -> list[str]:
 
 
 def tables(findings: Sequence[Finding]) -> list[str]:
-    """Return the tables: of constants, measured and in use; of every workload, who was timed."""
+    """Return the tables: named checks; constants, measured and in use; who was timed."""
     lines: list[str] = []
     for finding in findings:
         found = finding.details
+        if "each" in found:
+            lines += ["", finding.stage, *_each(found["each"])]
         if "costs" in found:
             lines += ["", *_costs(finding)]
         if "contestants" not in found:
@@ -86,6 +88,15 @@ def tables(findings: Sequence[Finding]) -> list[str]:
                 step, said = entry["step_seconds"], entry["predicted_seconds"]
                 text = f"{said * 1e6:.4g} us predicted, {said / step:.2f} of what was measured"
                 lines += _hung(f"  {name:18} ", text)
+    return lines
+
+
+def _each(checks: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return a line a check."""
+    lines = []
+    for name, entry in checks.items():
+        text = f"{name}: {entry['said']}" if entry["said"] else name
+        lines += _hung(f"  {entry['status']:{_STATUS}} ", text)
     return lines
 
 

@@ -19,7 +19,9 @@ from fastneuron.gpu_suite.network_checks import network_checks, repeat_checks
 from fastneuron.gpu_suite.parts import Suite, in_parts
 from fastneuron.gpu_suite.precision_checks import BOUNDS, precision_case, precision_checks
 from fastneuron.gpu_suite.running import (
+    CUT,
     OK,
+    SKIPPED,
     WRONG,
     Budget,
     Check,
@@ -166,7 +168,7 @@ def _ensembles(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Findin
 
 def _door(kind: Callable[[], Kind], simulated: bool, budget: Budget) -> Finding:
     said: dict[str, str] = {}
-    found = run_checks(door_checks(kind(), said, simulated=simulated), budget)
+    found = _each(door_checks(kind(), said, simulated=simulated), budget)
     found.details["auto"] = said
     if found.status != OK:
         return found
@@ -176,17 +178,28 @@ def _door(kind: Callable[[], Kind], simulated: bool, budget: Budget) -> Finding:
 
 
 def _faults(kind: Callable[[], Kind], simulated: bool, budget: Budget) -> Finding:
-    found = run_checks(fault_checks(kind(), simulated=simulated), budget)
+    found = _each(fault_checks(kind(), simulated=simulated), budget)
     if found.status != OK:
         return found
     return replace(found, said=f"{_doors_of(found)}: clear errors, parameters as they were")
 
 
+def _each(checks: list[Check], budget: Budget) -> Finding:
+    """Run checks, and tell what became of each by its name."""
+    found = run_checks(checks, budget)
+    details = found.details
+    each = {check.name: (CUT, "no time was left for it") for check in checks}
+    for check in checks[: details["checks"] + len(details["skipped"])]:
+        each[check.name] = OK, ""
+    for name, entries in ((WRONG, details["wrong"]), (SKIPPED, details["skipped"])):
+        each.update({entry["check"]: (name, entry["said"]) for entry in entries})
+    details["each"] = {k: {"status": status, "said": said} for k, (status, said) in each.items()}
+    return found
+
+
 def _doors_of(found: Finding) -> str:
-    """How many checks passed, and which were not made."""
-    skipped = [f"{each['check']} ({each['said']})" for each in found.details["skipped"]]
-    but = f", but not {', '.join(skipped)}" if skipped else ""
-    return f"{found.details['checks']} checks{but}"
+    skipped = len(found.details["skipped"])
+    return f"{found.details['checks']} checks" + (f", {skipped} skipped" if skipped else "")
 
 
 def _precision(kind: Callable[[], Kind], sizes: Sizes, budget: Budget) -> Finding:

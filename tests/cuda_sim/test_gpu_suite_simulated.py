@@ -61,10 +61,24 @@ def test_the_whole_suite_in_the_simulator(tmp_path: Path, capsys: Any) -> None:
         # The simulator records no graph; everything else is gone through.
         assert entry.get("measured", 0) > 0 or name in ("LAUNCH", "COMPILE"), name
     assert entries["LAUNCH"]["said"] == "the simulator cannot record launches"
+    for name in ("door", "faults"):
+        each = found[f"{name} numba"]["details"]["each"]
+        skipped = {key for key, entry in each.items() if entry["status"] == "skipped"}
+        assert (
+            skipped
+            == {
+                "door": {"arrays: PyTorch", "arrays: JAX"},
+                "faults": {"a lost device"},
+            }[name]
+        )
+        assert {entry["status"] for entry in each.values()} == {"ok", "skipped"}
     timed = found["bench 3-4-2 b4 adam"]["details"]["contestants"]["fastneuron numba"]
     assert timed["predicted_seconds"] > 0
     assert "us predicted" in printed
     assert "no figure means anything" in " ".join(printed.split())
+    auto = found["door numba"]["details"]["auto"]
+    assert len(auto) == 3
+    assert all("predicted " in why for why in auto.values())
     assert "auto for 4-8-1 b16: " in " ".join(printed.split())
     assert max(map(len, printed.splitlines())) <= 80
 
@@ -166,6 +180,8 @@ def test_a_planted_fault_ends_the_suite_with_1(
     plant: Any, stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     plant(monkeypatch)
+    # A process of its own, which no plant reaches, and which compiles for seconds.
+    monkeypatch.setattr(door_checks, "_check_command", lambda kind: 0.0)
     code, found = run(tmp_path, "--only", stage, "--jobs", "1")
     assert code == 1
     assert found[f"{stage} numba"]["status"] == "WRONG"
