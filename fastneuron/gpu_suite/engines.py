@@ -68,6 +68,8 @@ class Sizes:
         Of the entries of a table, each `every`-th is checked.
     repeated : int
         Networks that are run again and again.
+    steps : int
+        Of such a run: those of 64, 8 and 1 that an engine may record, and the first by itself.
     complete : bool
         Whether every kernel must have been launched.
     models : int
@@ -85,6 +87,7 @@ class Sizes:
     sliced_rows: int = 1100
     every: int = 1
     repeated: int = 4
+    steps: int = 74
     complete: bool = True
     models: int = 5
     dtypes: tuple[str, ...] = ("float32", "float64")
@@ -92,8 +95,8 @@ class Sizes:
 
 SHIPPED = Sizes(tile_of("float32"))
 #: For compute-sanitizer, under which a kernel takes a hundred times its time.
-SMALL = Sizes(tile_of("float32"), 6, 40, 40, 2, 520, 3, complete=False, models=3)
-SIMULATED = Sizes(SIMULATED_TILE, 3, 6, 4, 2, 0, 5, 1, models=2, dtypes=("float32",))
+SMALL = Sizes(tile_of("float32"), 6, 40, 40, 2, 520, 3, steps=10, complete=False, models=3)
+SIMULATED = Sizes(SIMULATED_TILE, 3, 6, 4, 2, 0, 5, 1, steps=5, models=2, dtypes=("float32",))
 
 
 @dataclass(frozen=True)

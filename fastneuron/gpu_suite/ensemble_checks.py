@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.gpu_suite.engines import Kind, Sizes
-from fastneuron.gpu_suite.network_checks import FRESH_ENGINE, REPEATED_STEPS, WHOLE_STEPS
+from fastneuron.gpu_suite.network_checks import FRESH_ENGINE, STEPS_OF_CALL, WHOLE_STEPS
 from fastneuron.gpu_suite.running import Check
 from fastneuron.gpu_suite.slot_checks import check_forward
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
@@ -205,10 +205,10 @@ def _trained(engine: EnsembleEngine, each: Sequence[Case]) -> bytes:
     case, models = each[0], len(each)
     _load(engine, each)
     rng = np.random.default_rng(1)
-    order = rng.integers(0, len(case.x), (models, case.batch * REPEATED_STEPS))
-    bounds = np.arange(REPEATED_STEPS + 1) * case.batch
-    scalars = np.repeat(scalars_of(case, REPEATED_STEPS)[:, None], models, axis=1)
-    losses = np.full((REPEATED_STEPS, models), np.nan)
+    order = rng.integers(0, len(case.x), (models, case.batch * STEPS_OF_CALL))
+    bounds = np.arange(STEPS_OF_CALL + 1) * case.batch
+    scalars = np.repeat(scalars_of(case, STEPS_OF_CALL)[:, None], models, axis=1)
+    losses = np.full((STEPS_OF_CALL, models), np.nan)
     outcome = engine.run(case.x, case.y, case.weight, order, bounds, scalars, losses)
     assert not outcome.status.any(), f"a step failed: {outcome}"
     many: Any = engine  # which exports what an engine exports, of all

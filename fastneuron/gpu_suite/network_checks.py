@@ -30,8 +30,8 @@ __all__ = ["network_checks", "networks", "repeat_checks"]
 NORMS_SHARE = 0.4
 #: Whole batches of each network before the partial one that ends its rows, as both generators cut.
 WHOLE_STEPS = 2
-#: Steps of a repeated training: from the third alike step on an engine may replay a graph.
-REPEATED_STEPS = 5
+#: Steps of a call in every other repeated training: the graphs that an engine replays are others.
+STEPS_OF_CALL = 9
 #: Runs after which a repeated training gets a new engine, whose vectors lie elsewhere.
 FRESH_ENGINE = 10
 
@@ -71,7 +71,8 @@ def repeat_checks(kind: Kind, sizes: Sizes) -> Iterator[Check]:
     def check(of: Case, number: int) -> float:
         if number % FRESH_ENGINE == 0:
             engines[of.name] = kind.engine_of(of)
-        got = _trained(engines[of.name], of)
+        calls = STEPS_OF_CALL if number % 2 else sizes.steps
+        got = _trained(engines[of.name], of, sizes.steps, calls)
         assert got == wanted.setdefault(of.name, got), "other bits than in the first run"
         return 0.0
 
@@ -81,7 +82,7 @@ def repeat_checks(kind: Kind, sizes: Sizes) -> Iterator[Check]:
             yield Check(f"run {number} of {of.name}", partial(check, of, number))
 
 
-def _trained(engine: Engine, case: Case) -> bytes:
+def _trained(engine: Engine, case: Case, steps: int, of_call: int) -> bytes:
     """Return all bits of a training from the start, losses included."""
     assert case.optimizer is not None
     moments: list[Parameters] = [
@@ -90,7 +91,12 @@ def _trained(engine: Engine, case: Case) -> bytes:
     ]
     loaded(engine, case, moments)
     rng = np.random.default_rng(1)
-    order = rng.integers(0, len(case.x), case.batch * REPEATED_STEPS)
-    bounds = np.arange(REPEATED_STEPS + 1) * case.batch
-    losses = run_steps(engine, case, order, bounds, scalars_of(case, REPEATED_STEPS))
-    return losses.tobytes() + state_of(engine)
+    order = rng.integers(0, len(case.x), case.batch * steps)
+    bounds, scalars = np.arange(steps + 1) * case.batch, scalars_of(case, steps)
+    losses = [
+        run_steps(
+            engine, case, order, bounds[first : first + of_call + 1], scalars[first:][:of_call]
+        )
+        for first in range(0, steps, of_call)
+    ]
+    return np.concatenate(losses).tobytes() + state_of(engine)

@@ -18,10 +18,11 @@ from fastneuron.kernels import constants
 from fastneuron.kernels.contract import Array
 from fastneuron.kernels.device_calls import Call, Calls, Device, Graph, Program
 from fastneuron.kernels.device_engine import DeviceEngine, watched
-from fastneuron.kernels.device_memory import Batch, Buffer, Chunk, State, Work
+from fastneuron.kernels.device_memory import Buffer, Chunk, State
 from fastneuron.kernels.device_passes import Passes
 from fastneuron.kernels.device_presence import missing_card
 from fastneuron.kernels.device_slots import DeviceSlots
+from fastneuron.kernels.device_state import DeviceRows
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
@@ -125,10 +126,15 @@ class CythonCudaEngine(DeviceEngine):
         dtypes = spec.dtype, spec.dtype, spec.dtype, np.int64
         self._data = [Buffer(self._device, dtype) for dtype in dtypes]
 
-    def _new_rows(self, count: int, *, training: bool) -> Work:
-        if training:
-            return Batch(self._device, self.spec, count, self._passes.scratch(count))
-        return Work(self._device, self.spec, count, training=False)
+    def _new_rows(self, count: int, *, training: bool) -> DeviceRows:
+        device, scratch = self._device, self._passes.scratch(count) if training else 0
+        return DeviceRows(
+            self.spec,
+            count,
+            lambda size, dtype: Buffer(device, dtype, size),
+            training=training,
+            scratch=scratch,
+        )
 
     def _step(self, size: int, weighted: bool, classes: bool) -> list[Call]:
         batch, passes = self._training, self._passes
@@ -140,11 +146,11 @@ class CythonCudaEngine(DeviceEngine):
             *self._apply(batch, size),
         ]
 
-    def _loss(self, rows: Batch, count: int, weighted: bool, classes: bool) -> list[Call]:
+    def _loss(self, rows: DeviceRows, count: int, weighted: bool, classes: bool) -> list[Call]:
         assert self.loss is not None
         return self._passes.loss(rows, count, self.loss, weighted=weighted, classes=classes)
 
-    def _apply(self, rows: Batch, count: int) -> list[Call]:
+    def _apply(self, rows: DeviceRows, count: int) -> list[Call]:
         assert self.optimizer is not None
         return self._passes.apply(rows, count, self.optimizer, self._norms.address)
 

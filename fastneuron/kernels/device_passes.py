@@ -13,8 +13,9 @@ import numpy as np
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.kernels.device_calls import Call, Device
-from fastneuron.kernels.device_memory import Batch, Buffer, Chunk, State, Work
+from fastneuron.kernels.device_memory import Buffer, Chunk, State
 from fastneuron.kernels.device_plan import blocks_of, row_groups
+from fastneuron.kernels.device_state import DeviceRows
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
@@ -68,7 +69,7 @@ class Passes:
         return max(sizes)
 
     def gather(
-        self, batch: Batch, rows: int, data: Sequence[Buffer], *, weighted: bool, classes: bool
+        self, batch: DeviceRows, rows: int, data: Sequence[Buffer], *, weighted: bool, classes: bool
     ) -> list[Call]:
         """Return what copies a step's rows out of data: x, y, weights, class numbers."""
         where = self._chunk.order.address, self._chunk.bounds.address, self._chunk.state.address
@@ -88,7 +89,7 @@ class Passes:
             for dtype, source, to, columns in found
         ]
 
-    def forward(self, work: Work, rows: int) -> list[Call]:
+    def forward(self, work: DeviceRows, rows: int) -> list[Call]:
         """Return the forward pass: in training where the buffers are for that."""
         calls: list[Call] = []
         for index, layer in enumerate(self._spec.layers):
@@ -104,20 +105,20 @@ class Passes:
         return calls
 
     def loss(
-        self, batch: Batch, rows: int, loss: Loss, *, weighted: bool, classes: bool
+        self, batch: DeviceRows, rows: int, loss: Loss, *, weighted: bool, classes: bool
     ) -> list[Call]:
         """Return what makes the batch's loss and the gradient by the output."""
         targets = (0, batch.classes.address) if classes else (batch.y.address, 0)
         weight = batch.weight.address if weighted else 0
-        ends = batch.row_losses.address, batch.d[-1].address, rows, int(self._spec.out_features)
+        ends = batch.losses.address, batch.d[-1].address, rows, int(self._spec.out_features)
         out, c = batch.a[-1].address, self._chunk
         state = c.losses.address, c.state.address, rows
         return [
             ("loss_rows", (self._dtype, loss.code, out, *targets, weight, *ends)),
-            ("batch_loss", (self._dtype, batch.row_losses.address, *state)),
+            ("batch_loss", (self._dtype, batch.losses.address, *state)),
         ]
 
-    def backward(self, batch: Batch, rows: int, *, need_dx: bool) -> list[Call]:
+    def backward(self, batch: DeviceRows, rows: int, *, need_dx: bool) -> list[Call]:
         """Return the backward pass from the gradient by the output, which stands in ``d[-1]``.
 
         It ends at the first layer that is trained, or with dL/dx in ``d[0]``.
@@ -147,7 +148,7 @@ class Passes:
                 calls += self._norm_backward(batch, rows, index, layer, goes_on)
         return calls
 
-    def apply(self, batch: Batch, rows: int, optimizer: Optimizer, norms: int) -> list[Call]:
+    def apply(self, batch: DeviceRows, rows: int, optimizer: Optimizer, norms: int) -> list[Call]:
         """Return the update of a step whose loss and gradient are finite, and its end."""
         state, c = self._state, self._chunk
         found: list[Call] = []
@@ -178,7 +179,7 @@ class Passes:
         blocks = blocks_of(inputs, cut.rows) * blocks_of(outputs, cut.columns)
         return max(1, min(_GRADIENT_BLOCKS // blocks, rows // _SLICE_ROWS))
 
-    def _dense_forward(self, work: Work, rows: int, index: int, layer: Dense) -> Call:
+    def _dense_forward(self, work: DeviceRows, rows: int, index: int, layer: Dense) -> Call:
         inputs, outputs = layer.weight_shape
         z, state = work.z[index], self._state
         places = (
@@ -191,7 +192,9 @@ class Passes:
         head = self._dtype, self._cut(rows, outputs).tile, ACTIVATIONS[layer.activation].code
         return "forward", (*head, *places, rows, inputs, outputs)
 
-    def _weight_gradient(self, batch: Batch, rows: int, index: int, layer: Dense) -> list[Call]:
+    def _weight_gradient(
+        self, batch: DeviceRows, rows: int, index: int, layer: Dense
+    ) -> list[Call]:
         inputs, outputs = layer.weight_shape
         cut = self._cut(inputs, outputs)
         most = self._most_slices(rows, inputs, outputs)
@@ -206,7 +209,9 @@ class Passes:
             calls.append(self._sum(out, gradient, slices, inputs * outputs))
         return calls
 
-    def _data_gradient(self, batch: Batch, rows: int, index: int, layer: Dense) -> Iterator[Call]:
+    def _data_gradient(
+        self, batch: DeviceRows, rows: int, index: int, layer: Dense
+    ) -> Iterator[Call]:
         """Make dz of the layer below with its bias gradient, or dL/dx, which has no gate."""
         inputs, outputs = layer.weight_shape
         cut, below = self._cut(rows, inputs), index - 1
@@ -233,7 +238,7 @@ class Passes:
         sums = isinstance(layer, Dense) and layer.trains_bias
         return self._state.place(self._state.g, index, "bias") if sums else 0
 
-    def _gate(self, batch: Batch, rows: int, index: int) -> Iterator[Call]:
+    def _gate(self, batch: DeviceRows, rows: int, index: int) -> Iterator[Call]:
         """Gate and bias gradient of a layer, where no product has done them."""
         layer, bias = self._spec.layers[index], self._bias_gradient(index)
         code = ACTIVATIONS[layer.activation].code
@@ -255,7 +260,7 @@ class Passes:
         return "dropout", (self._dtype, x, *where, *numbers)
 
     def _norm_forward(
-        self, work: Work, rows: int, index: int, layer: BatchNorm | LayerNorm
+        self, work: DeviceRows, rows: int, index: int, layer: BatchNorm | LayerNorm
     ) -> Iterator[Call]:
         moments, width = work.moments[index], int(layer.out_features)
         assert moments is not None
@@ -264,7 +269,6 @@ class Passes:
         if isinstance(layer, LayerNorm):
             yield "row_moments", (dtype, x, layer.epsilon, mean, inverse, rows, width)
         elif work.training and layer.uses_batch:
-            assert isinstance(work, Batch)
             for around, out in ((0, mean), (mean, variance)):
                 partial = work.scratch.address
                 yield "spread", (dtype, x, around, partial, rows, width, GROUP)
@@ -286,7 +290,7 @@ class Passes:
         yield "norm_forward", (*head, *places, rows, width)
 
     def _norm_backward(
-        self, batch: Batch, rows: int, index: int, layer: BatchNorm | LayerNorm, goes_on: bool
+        self, batch: DeviceRows, rows: int, index: int, layer: BatchNorm | LayerNorm, goes_on: bool
     ) -> Iterator[Call]:
         """Weight and bias gradient of a normalisation, and the gradient by its input."""
         moments, width = batch.moments[index], int(layer.out_features)

@@ -154,12 +154,6 @@ class Passes:
     def _columns(self) -> tuple[int, int, int]:
         return self.blocks.across, self.blocks.down, self.blocks.group
 
-    def _keeps_z(self, rows: Rows, index: int) -> bool:
-        return rows.z[index] is not rows.none
-
-    def _saved(self, rows: Rows, index: int) -> Any:
-        return rows.z[index] if self._keeps_z(rows, index) else rows.a[index + 1]
-
     def _sums(self, index: int) -> bool:
         """Whether the bias gradient of a layer is the column sum of its dz, and wanted."""
         layer = self.spec.layers[index]
@@ -176,7 +170,7 @@ class Passes:
             self.spec.dtype,
             layer.activation,
             bool(layer.bias),
-            self._keeps_z(rows, index),
+            rows.keeps_z(index),
             _fours(inputs),
             _fours(outputs),
         )
@@ -208,7 +202,7 @@ class Passes:
         width = int(layer.out_features)
         kernel = columns.gate(self.spec.dtype, layer.activation, sums, *self._columns)
         d = rows.d[index + 1]
-        arguments = (d, self._saved(rows, index), d, rows.scratch, batch, width)
+        arguments = (d, rows.saved(index), d, rows.scratch, batch, width)
         launches = [Launch(kernel, *self._over_columns(batch, width), arguments)]
         if sums:
             groups = blocks_of(batch, self.blocks.group)
@@ -248,7 +242,7 @@ class Passes:
         inputs, outputs = layer.weight_shape
         below = index - 1
         activation = self.spec.layers[below].activation if index else "identity"
-        saved = self._saved(rows, below) if index else rows.none
+        saved = rows.saved(below) if index else rows.none
         kernel = products.data_gradient(
             self.tile,
             self.spec.dtype,
@@ -278,7 +272,7 @@ class Passes:
             self.spec.dtype,
             layer.activation,
             layer.bias,
-            self._keeps_z(rows, index),
+            rows.keeps_z(index),
             self.blocks.lanes,
             self.blocks.rows,
         )
@@ -313,7 +307,7 @@ class Passes:
             mean, variance = pair
             kernel = norms.running_inverse(dtype, threads)
             launches.append(Launch(kernel, *over, (variance, inverse, epsilon, width)))
-        keeps_z, cut = self._keeps_z(rows, index), (self.blocks.lanes, self.blocks.rows)
+        keeps_z, cut = rows.keeps_z(index), (self.blocks.lanes, self.blocks.rows)
         kernel = norms.norm_forward(dtype, layer.activation, layer.bias, keeps_z, *cut)
         w, b = (self.state.of(self.state.p, index, name) for name in ("weight", "bias"))
         vectors = x, mean, inverse, w, b, rows.z[index], rows.a[index + 1]

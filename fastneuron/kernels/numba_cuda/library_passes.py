@@ -77,7 +77,7 @@ class LibraryPasses(Passes):
     def _forward_apart(self, rows: Rows, batch: int, index: int, layer: Dense) -> list[Launch]:
         """z or a of a layer, and nothing for its backward pass."""
         inputs, outputs = layer.weight_shape
-        bias, keeps_z, f = bool(layer.bias), self._keeps_z(rows, index), layer.activation
+        bias, keeps_z, f = bool(layer.bias), rows.keeps_z(index), layer.activation
         a = rows.a[index + 1]
         z = rows.z[index] if keeps_z else a
         w, b = (self.state.of(self.state.p, index, name) for name in ("weight", "bias"))

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastneuron.kernels.contract import Parameters, Statistics, Status
-from fastneuron.kernels.device_plan import Part, flat_parts, flat_size, marks_of
+from fastneuron.kernels.contract import Array, Status
+from fastneuron.kernels.device_state import DeviceState
 from fastneuron.kernels.numba_cuda.driver import empty, put, zeros
 from fastneuron.kernels.numba_cuda.outcome import STATUS, STEP
 from fastneuron.kernels.numba_cuda.updates import table_of
@@ -44,101 +44,28 @@ class Vector:
         return moved
 
 
-class State:
-    """Parameters, gradient, moments and statistics.
-
-    Attributes
-    ----------
-    parts : list of Part
-        Where each array lies in the flat vectors.
-    p, g : (n,)
-    moments : list of (n,)
-    marks : (n / 16,) uint8
-    statistics : a layer, running mean and variance (O,), or None
-    """
+class State(DeviceState):
+    """See `DeviceState`."""
 
     def __init__(self, spec: NetworkSpec, optimizer: Optimizer | None, stream: Any) -> None:
-        self._spec, self._stream = spec, stream
-        self._dtype = np.dtype(spec.dtype)
-        self.size = flat_size(spec)
-        self.parts = flat_parts(spec)
-        self._places = {(part.layer, part.name): part for part in self.parts}
-        self.p = zeros(self.size, self._dtype, stream)
-        self.g = zeros(self.size, self._dtype, stream)
-        n_moments = 0 if optimizer is None else optimizer.n_moments
-        self.moments = [zeros(self.size, self._dtype, stream) for _ in range(n_moments)]
-        marks = marks_of(spec, optimizer is not None and optimizer.decay_bias)
-        self.marks = zeros(len(marks), np.uint8, stream)
-        if marks:
-            put(self.marks, np.frombuffer(marks, np.uint8), stream)
-        self.statistics: list[tuple[Any, Any] | None] = [
-            (empty(layer.out_features, self._dtype), empty(layer.out_features, self._dtype))
-            if layer.has_statistics
-            else None
-            for layer in spec.layers
-        ]
-        self.knows_statistics = False
+        self._stream = stream
+        super().__init__(spec, optimizer)
 
-    def part(self, layer: int, name: str) -> Part | None:
-        """Return where a layer's weight or bias lies, or None where it has none."""
-        return self._places.get((layer, name))
+    def _make(self, count: int, dtype: np.dtype[Any]) -> Any:
+        return zeros(count, dtype, self._stream)
+
+    def _write(self, vector: Any, numbers: NDArray[Any]) -> None:
+        put(vector, numbers, self._stream)
+
+    def _read(self, vector: Any, count: int) -> Array:
+        numbers: Array = vector[:count].copy_to_host(stream=self._stream)
+        self._stream.synchronize()
+        return numbers
 
     def of(self, vector: Any, layer: int, name: str) -> Any:
         """Return a layer's weight or bias in a flat vector; where it has none, the first number."""
         part = self.part(layer, name)
         return vector[:1] if part is None else vector[part.offset : part.end]
-
-    def load(self, vector: Any, parameters: Parameters) -> None:
-        """Copy parameters, or what is shaped like them, into a flat vector."""
-        flat = np.zeros(max(self.size, 1), self._dtype)
-        for part in self.parts:
-            weight, bias = parameters[part.layer]
-            array = weight if part.name == "weight" else bias
-            assert array is not None
-            flat[part.offset : part.end] = np.asarray(array).reshape(-1)
-        put(vector, flat, self._stream)
-
-    def export(self, vector: Any) -> Parameters:
-        """Return the arrays of a flat vector."""
-        flat = vector.copy_to_host(stream=self._stream)
-        self._stream.synchronize()
-        found: Parameters = []
-        for index, layer in enumerate(self._spec.layers):
-            arrays = [
-                None if part is None else flat[part.offset : part.end].reshape(part.shape).copy()
-                for part in (self.part(index, "weight"), self.part(index, "bias"))
-            ]
-            weight = np.zeros(layer.weight_shape, self._dtype) if arrays[0] is None else arrays[0]
-            found.append((weight, arrays[1]))
-        return found
-
-    def load_statistics(self, statistics: Statistics) -> None:
-        """Copy running statistics in."""
-        self.knows_statistics = any(pair is not None for pair in statistics)
-        for pair, given in zip(self.statistics, statistics, strict=True):
-            if pair is not None and given is not None:
-                for vector, array in zip(pair, given, strict=True):
-                    put(vector, np.ascontiguousarray(array, self._dtype), self._stream)
-
-    def export_statistics(self) -> Statistics:
-        """Return copies of the running statistics."""
-        if not self.knows_statistics:
-            return [None] * len(self.statistics)
-        copies: Statistics = []
-        for pair in self.statistics:
-            if pair is None:
-                copies.append(None)
-                continue
-            mean, variance = (each.copy_to_host(stream=self._stream) for each in pair)
-            copies.append((mean, variance))
-        self._stream.synchronize()
-        return copies
-
-    @property
-    def nbytes(self) -> dict[str, int]:
-        """Bytes on the device."""
-        each = self.size * self._dtype.itemsize
-        return {"parameters": each, "gradients": each, "moments": each * len(self.moments)}
 
 
 class Chunk:
