@@ -341,7 +341,6 @@ class Ensemble:
             start = time.perf_counter()
             outcome = live.run(x, y, weight, part.order, part.bounds, scalars, losses)
             seconds = time.perf_counter() - start
-            losses[:, live.stopped] = np.nan
             failed = Failed.of(outcome, live.stopped, first)
             for m, step in zip(failed.models.tolist(), failed.steps.tolist(), strict=True):
                 losses[step - first :, m] = np.nan

@@ -172,9 +172,8 @@ class LiveEnsemble:
     def stop(self, models: Sequence[int]) -> None:
         """Let networks do no further step: their parameters go to their stores, and stay there."""
         for m in models:
-            self.stores[m].pull()
-            self.stopped[m] = True
             self._changed[m] = self._members[m].not_a_number()
+            self.stopped[m] = True
 
     def forward(self, x: Array) -> Array:
         """Return the outputs (M, n, O) for checked rows (n, I) or (M, n, I), in bounded memory."""
@@ -288,7 +287,10 @@ class _Member(LiveEngine):
         return self.ensemble.answer(self.index, x)
 
     def not_a_number(self) -> tuple[Parameters, Statistics]:
-        """Return parameters by which an engine does no step, see `EnsembleEngine.run`."""
+        """Return parameters by which an engine does no step, see `EnsembleEngine.run`.
+
+        The store has the network's own from then on.
+        """
         arrays, statistics = self.store.pull(), self.store.pull_statistics()
         nan = [
             (np.full_like(w, np.nan), None if b is None else np.full_like(b, np.nan))
@@ -319,7 +321,7 @@ class _View:
 
 
 def _copied(pairs: list[Any]) -> list[Any]:
-    """Return parameters, or statistics, that nobody else has."""
+    """Return parameters, or statistics, that are no views: one network keeps no others alive."""
     return [
         None if pair is None else tuple(None if array is None else array.copy() for array in pair)
         for pair in pairs

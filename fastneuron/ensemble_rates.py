@@ -42,8 +42,8 @@ class EnsembleRates:
         self._first = 0
 
     def use_keys(self, keys: Sequence[StepKeys]) -> None:
-        """Give each network's steps from now on their keys."""
-        self._keys, self._table = keys, self._table[:0]
+        """Give each network's steps their keys, before the first of them."""
+        self._keys = keys
 
     def observe(self, metrics: NDArray[np.float64]) -> None:
         """Take each network's metric (lower is better) that its `Plateau` schedule watches."""

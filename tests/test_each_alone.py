@@ -238,6 +238,31 @@ def test_threads_change_no_bit(blocked: backends.Backend, monkeypatch: pytest.Mo
         same(flat(engine.export()), flat(want.export()))
 
 
+def test_the_first_call_and_short_ones_are_not_shared(
+    blocked: backends.Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first may compile; where threads are of use, `Pace` tries one again and again."""
+    asked: list[int] = []
+    real = each_alone.run_team
+
+    def spied(threads: int, *work: Any) -> None:
+        asked.append(threads)
+        real(threads, *work)
+
+    monkeypatch.setattr(each_alone, "run_team", spied)
+    monkeypatch.setattr(each_alone, "WORK_TO_SHARE", 0)
+    each = members(generated_cases(1, 3, widest=9, longest=8)[0], 7)
+    engine = many_of(blocked, each, n_threads=2)
+    for _ in range(3):
+        trained(engine, each)
+    assert asked == [1, 2, 1]
+    monkeypatch.setattr(each_alone, "WORK_TO_SHARE", 1 << 60)
+    asked.clear()
+    for _ in range(3):
+        trained(engine, each)
+    assert asked == [1, 1, 1]
+
+
 @pytest.mark.parametrize("where", [0, 4])
 def test_what_a_network_raises_comes_out(
     where: int, blocked: backends.Backend, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fastneuron as fn
-from fastneuron import backends
+from fastneuron import backends, ensemble_order
 from fastneuron.testing import flat
 
 RNG = np.random.default_rng(3)
@@ -131,13 +131,24 @@ def test_a_sweep_of_rates(backend: backends.Backend) -> None:
         same(nets[m], net)
 
 
-def test_each_has_its_own_plateau() -> None:
-    optimizers = [fn.Adam(fn.Plateau(rate, patience=1)) for rate in (0.5, 0.01, 1.0)]
+@pytest.mark.parametrize("rates", [(0.5, 0.01, 1.0), (0.5, 0.5, 0.5)])
+def test_each_has_its_own_plateau(rates: Any) -> None:
+    """Networks of equal optimizers, too; single steps go by what the epochs before them found."""
+    optimizers = [fn.Adam(fn.Plateau(rate, patience=1)) for rate in rates]
     nets, alone = networks(), networks()
-    losses = fn.Ensemble(nets, "mse", optimizers, 16, "numpy").run(X, Y, epochs=8)
-    for m, net in enumerate(alone):
-        want = fn.Trainer(net, "mse", optimizers[m], 16, "numpy").run(X, Y, epochs=8)
-        np.testing.assert_array_equal(losses[:, m], want)
+    ensemble = fn.Ensemble(nets, "mse", optimizers, 16, "numpy")
+    trainers = [
+        fn.Trainer(net, "mse", optimizer, 16, "numpy")
+        for net, optimizer in zip(alone, optimizers, strict=True)
+    ]
+    for train in (
+        lambda each: each.step(X, Y),
+        lambda each: each.run(X, Y, epochs=8),
+        lambda each: each.step(X, Y),
+        lambda each: each.run(X, Y),
+    ):
+        got, want = train(ensemble), [train(trainer) for trainer in trainers]
+        np.testing.assert_array_equal(got, np.stack(want, axis=-1))
 
 
 def test_one_seed_for_all_is_one_order(backend: backends.Backend) -> None:
@@ -157,7 +168,6 @@ def test_one_seed_for_all_is_one_order(backend: backends.Backend) -> None:
 
 def test_swapped_orders_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: networks that meet the rows in each other's order."""
-    from fastneuron import ensemble_order
 
     class Swapped(ensemble_order.Batches):
         def __init__(self, *sizes: Any, seed: int, **given: Any) -> None:
@@ -186,6 +196,26 @@ def test_chunking_changes_no_bit(
     np.testing.assert_array_equal(got, want)
     for net, want_net in zip(nets, want_nets, strict=True):
         same(net, want_net)
+
+
+def test_a_call_names_a_bounded_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ensemble_order, "_PART_ROWS", 60)
+    for seeds, rows in (((1, 2, 3), 20), ((1, 1, 1), 60)):
+        batches = ensemble_order.EnsembleBatches(
+            50, 10, 4, shuffle=True, seeds=seeds, first_epoch=0, span=True
+        )
+        sizes = []
+        while (part := batches.take(100)) is not None:
+            assert len(part.order) == len(set(seeds))
+            sizes.append(part.order.shape[1])
+        assert max(sizes) <= rows
+        assert sum(sizes) == 200
+
+
+def test_a_network_keeps_no_others_alive() -> None:
+    nets = networks("batch norm, dropout")
+    fn.Ensemble(nets, "mse", backend="numpy").step(X, Y)
+    assert all(array.base is None for array in state(nets[1]))
 
 
 def test_many_of_one(backend: backends.Backend) -> None:
