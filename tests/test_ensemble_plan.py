@@ -25,14 +25,26 @@ def spec_of(*sizes: int, dtype: str = "float32", **given) -> NetworkSpec:
     return NetworkSpec.chain([Dense(i, o, "relu", **given) for i, o in pairwise(sizes)], dtype)
 
 
-def test_the_network_that_is_to_be_fast_fits_four_times_on_a_multiprocessor() -> None:
+def test_the_network_that_is_to_be_fast_fits_three_times_on_a_multiprocessor() -> None:
     plan = ensemble_plan(spec_of(20, 64, 64, 2))
     assert (plan.rows, plan.holds, ensemble_threads(plan)) == (32, True, 128)
     # Weights of 68, 68 and 8 numbers a row, biases of 64, 64 and 16; 36 numbers for each feature.
     assert plan.flat == 20 * 68 + 64 + 64 * 68 + 64 + 64 * 8 + 16
-    assert plan.numbers == plan.flat + (20 + 64 + 64 + 4) * 36
-    shared = 4 * plan.numbers + 8 * 128
-    assert [blocks_together(shared, 128, each) for each in (228, 164, 100)] == [4, 3, 2]
+    assert plan.gradient_at == plan.flat + (20 + 64 + 64 + 4) * 36
+    assert plan.numbers == plan.gradient_at + plan.flat
+    away = ensemble_plan(spec_of(20, 64, 64, 2), keeps=False)
+    assert (away.numbers, away.gradient_at) == (plan.gradient_at, None)
+    for each, want in ((plan, [3, 2, 1]), (away, [4, 3, 2])):
+        got = [blocks_together(4 * each.numbers, 128, kib) for kib in (228, 164, 100)]
+        assert got == want
+
+
+def test_a_gradient_gives_way_to_blocks() -> None:
+    cases = {(1, 1): True, (4, 16, 1): True, (64, 64, 64, 4): False, (96, 128): False}
+    for sizes, want in cases.items():
+        plan = ensemble_plan(spec_of(*sizes))
+        assert (plan.gradient_at is not None) == want, sizes
+    assert ensemble_plan(spec_of(128, 128), keeps=True).gradient_at is None, "it does not fit"
 
 
 def test_rows_give_way_to_parameters_that_stay() -> None:
@@ -57,13 +69,13 @@ def test_what_is_wider_or_not_dense_has_no_plan(monkeypatch) -> None:
     assert ensemble_plan(spec_of(20, 64, 64, 2)) is None
 
 
-@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize(("holds", "keeps"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_arrays_begin_at_whole_groups_and_do_not_meet(holds, dtype) -> None:
+def test_arrays_begin_at_whole_groups_and_do_not_meet(holds, keeps, dtype) -> None:
     spec = NetworkSpec.chain(
         [Dense(5, 9, "gelu"), Dense(9, 3, bias=False), Dense(3, 6, "silu"), Dense(6, 1)], dtype
     )
-    plan = ensemble_plan(spec, holds=holds)
+    plan = ensemble_plan(spec, holds=holds, keeps=keeps)
     taken = np.zeros(plan.flat, int)
     for at in plan.layers:
         assert at.row == at.stride >= whole(at.outputs)
@@ -75,10 +87,13 @@ def test_arrays_begin_at_whole_groups_and_do_not_meet(holds, dtype) -> None:
     assert plan.flat % ALIGNMENT == 0
     room = plan.flat if holds else max(whole(at.inputs) * at.stride for at in plan.layers)
     widths = [5, 9, 3, 6, 1]
-    starts = sorted([*plan.tile_at, *(z for z in plan.z_at if z), plan.numbers])
+    starts = sorted([*plan.tile_at, *(z for z in plan.z_at if z)])
+    starts.append(plan.gradient_at if keeps else plan.numbers)
     assert starts[0] == room
     saved = [whole(o) for o, at in zip(widths[1:], plan.layers, strict=True) if at.saves_z]
     sizes = [whole(width) for width in widths] + saved
+    assert starts[-1] % 4 == 0
+    assert plan.numbers - starts[-1] == (plan.flat if keeps else 0)
     assert np.diff(starts).tolist() == [size * plan.row_stride for size in sizes]
     assert [plan.weight_near(i) for i in range(4)] == (
         [at.weight_at for at in plan.layers] if holds else [0] * 4

@@ -6,7 +6,7 @@ Plain Python, shared by the CUDA backends, as `device_plan` is.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -28,6 +28,7 @@ from fastneuron.spec import NetworkSpec
 __all__ = [
     "ENSEMBLE_ROWS",
     "FUSED_ROWS",
+    "KIBIBYTES",
     "MOST_FEATURES",
     "SHARED_BYTES",
     "FusedLayer",
@@ -53,6 +54,11 @@ FUSED_ROWS = (128, 64, 32, 16)
 #: tile, so that a model's bits are those of its shape. More rows would leave a multiprocessor fewer
 #: blocks, and with them less to do while one waits.
 ENSEMBLE_ROWS = (32, 16)
+#: Shared memory of a multiprocessor of sm_90 and sm_100.
+KIBIBYTES = 228
+# Blocks of a model each that are enough there: a gradient in global memory is written once and read
+# twice a step, nearly what the moments of Adam are, and a fourth block would hide less than that.
+_ENOUGH = 3
 # A multiprocessor's registers from sm_70 on, and what the fused kernels keep to.
 _REGISTERS, _REGISTERS_OF_A_THREAD = 65536, 128
 # Numbers between a row's end and the next one's beginning, so that eight neighbours which read four
@@ -113,6 +119,8 @@ class FusedPlan:
         Numbers of the flat vector of parameters.
     holds : bool
         Whether in front is that flat vector, or else room for the largest weight.
+    gradient_at : int or None
+        Where a model's gradient lies, or None where it lies in global memory.
     """
 
     layers: tuple[FusedLayer, ...]
@@ -122,6 +130,7 @@ class FusedPlan:
     numbers: int
     flat: int
     holds: bool
+    gradient_at: int | None = None
 
     def partials(self, batch: int, spec: NetworkSpec) -> int:
         """Return the numbers of the partial gradients of a batch."""
@@ -161,13 +170,18 @@ def fused_plan(spec: NetworkSpec, rows: tuple[int, ...] = FUSED_ROWS) -> FusedPl
 
 
 def ensemble_plan(
-    spec: NetworkSpec, rows: tuple[int, ...] = ENSEMBLE_ROWS, *, holds: bool | None = None
+    spec: NetworkSpec,
+    rows: tuple[int, ...] = ENSEMBLE_ROWS,
+    *,
+    holds: bool | None = None,
+    keeps: bool | None = None,
 ) -> FusedPlan | None:
     """Return how a block trains a whole model of many, or None where it cannot.
 
     It can where all layers are dense, none is wider than `MOST_FEATURES`, and the least number of
     rows fits into `SHARED_BYTES`. The block holds all parameters in shared memory where they fit,
-    however few the rows; `holds` asks for one or the other.
+    however few the rows, and then the gradient where enough blocks still fit beside each other;
+    `holds` and `keeps` ask for one or the other.
 
     A flat vector lies here as it does in shared memory, so that copies go straight: the rows of a
     weight `FusedLayer.stride` apart, in whole groups of four rows, zeros between.
@@ -184,7 +198,13 @@ def ensemble_plan(
         layers.append(_layer(each, weight_at, bias_at, stride))
     ways = (True, False) if holds is None else (holds,)
     plans = (_placed(tuple(layers), count, end, holds=way) for way in ways for count in rows)
-    return _first_that_fits(plans, spec)
+    plan = _first_that_fits(plans, spec)
+    if plan is None or not plan.holds or keeps is False:
+        return plan
+    both = replace(plan, numbers=plan.numbers + end, gradient_at=plan.numbers)
+    size = both.numbers * np.dtype(spec.dtype).itemsize
+    together = blocks_together(size, ensemble_threads(plan), KIBIBYTES)
+    return both if size <= SHARED_BYTES and (keeps or together >= _ENOUGH) else plan
 
 
 def ensemble_marks(spec: NetworkSpec, plan: FusedPlan, decay_bias: bool) -> NDArray[np.uint8]:
@@ -213,11 +233,11 @@ def ensemble_threads(plan: FusedPlan) -> int:
 def blocks_together(shared: int, threads: int, kibibytes: int) -> int:
     """Return how many blocks run at once on a multiprocessor of so much shared memory.
 
-    Of `shared` bytes each, beside 1 KiB of the system's (CUDA C programming guide, "shared memory"
-    of each card from sm_80 on), and of threads of 128 registers.
+    Of `shared` bytes each, beside what the sums of `outcome` take and 1 KiB of the system's (CUDA C
+    programming guide, "shared memory" of each card from sm_80 on); of threads of 128 registers.
     """
     by_registers = _REGISTERS // (_REGISTERS_OF_A_THREAD * threads)
-    return min(by_registers, kibibytes * 1024 // (shared + 1024))
+    return min(by_registers, kibibytes * 1024 // (shared + 8 * threads + 1024))
 
 
 def _layer(each: Any, weight_at: int, bias_at: int, row: int) -> FusedLayer:

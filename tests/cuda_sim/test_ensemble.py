@@ -9,6 +9,7 @@ import pytest
 
 from fastneuron.errors import DeviceError, DeviceMemoryError, SpecError
 from fastneuron.kernels.contract import Status
+from fastneuron.kernels.fused_plan import ensemble_plan
 from fastneuron.kernels.numba_cuda import ensemble, ensemble_engine
 from fastneuron.kernels.numba_cuda.ensemble import CudaEnsembleEngine
 from fastneuron.layers import BatchNorm, Dense
@@ -27,6 +28,8 @@ from fastneuron.testing import (
 
 THREADS = 4  # fewer than patches, so each thread takes several
 ROWS = 8
+# Whether parameters, and gradient, are in shared memory.
+PLACES = {"both": (True, True), "parameters": (True, False), "neither": (False, False)}
 SIZES = (5, 8, 19)  # less than a tile, one, and two and a part of one
 
 
@@ -113,7 +116,11 @@ def optimizers_of(of, count):
 
 
 def engine_of(of, parameters, optimizers, **given):
-    what = {"rows": (ROWS,), "threads": THREADS, "batch_size": 4, **given}
+    """The places of parameters and gradient, and a tile's rows, are given by name."""
+    holds, keeps = PLACES[given.pop("near", "both")]
+    plan = ensemble_plan(of.spec, (given.pop("rows", ROWS),), holds=holds, keeps=keeps)
+    assert (plan.holds, plan.gradient_at is not None) == (holds, keeps)
+    what = {"plan": plan, "threads": THREADS, "batch_size": 4, **given}
     engine = CudaEnsembleEngine(of.spec, of.loss, optimizers, **what)
     engine.load(parameters)
     return engine
@@ -149,7 +156,8 @@ def assert_same(got, want) -> None:
 
 
 def assert_gaps_are_zero(engine) -> None:
-    vectors = [engine._p, engine._g, *engine._moments]
+    vectors = [engine._p, *engine._moments]
+    vectors += [] if engine._plan.gradient_at is not None else [engine._g]
     for vector in vectors:
         flat = vector.copy_to_host().reshape(engine.n_models, -1)
         for pair in engine._parts(flat):
@@ -160,11 +168,13 @@ def assert_gaps_are_zero(engine) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize(("own", "holds"), [(False, True), (True, False)])
-def test_each_step_of_each_model_is_within_its_bounds(name, own, holds) -> None:
+@pytest.mark.parametrize(
+    ("own", "near"), [(False, "both"), (True, "parameters"), (True, "neither")]
+)
+def test_each_step_of_each_model_is_within_its_bounds(name, own, near) -> None:
     of, models = CASES[name], 2
     optimizers = optimizers_of(of, models)
-    engine = engine_of(of, models_of(of, models), optimizers, holds=holds)
+    engine = engine_of(of, models_of(of, models), optimizers, near=near)
     x, y, weight, order = data_of(of, models, own, weighted=own)
     bounds = np.cumsum([0, *SIZES])
     scalars = table_of(of, optimizers, len(SIZES))
@@ -195,11 +205,11 @@ def test_each_step_of_each_model_is_within_its_bounds(name, own, holds) -> None:
 
 
 @pytest.mark.parametrize("rows", [4, 8, 16])
-@pytest.mark.parametrize("holds", [True, False])
-def test_whole_numbers_are_exact_for_any_rows_of_a_tile(rows, holds) -> None:
+@pytest.mark.parametrize("near", PLACES)
+def test_whole_numbers_are_exact_for_any_rows_of_a_tile(rows, near) -> None:
     of, models = integer_case(), 2
     two = [(np.stack([w, -w]), np.stack([b, b + 1])) for w, b in of.parameters]
-    engine = engine_of(of, two, [of.optimizer] * models, rows=(rows,), holds=holds)
+    engine = engine_of(of, two, [of.optimizer] * models, rows=rows, near=near)
     scalars, losses = table_of(of, [of.optimizer] * models, 1), np.zeros((1, models))
     bounds = np.array([0, 16])
     engine.run(of.x, of.y, None, np.arange(16)[None], bounds, scalars, losses)
@@ -229,12 +239,12 @@ def trained(of, models, which, calls=1, **given):
     return engine, losses
 
 
-@pytest.mark.parametrize("holds", [True, False])
-def test_a_model_has_the_bits_that_it_has_alone_whatever_its_place(holds) -> None:
+@pytest.mark.parametrize("near", PLACES)
+def test_a_model_has_the_bits_that_it_has_alone_whatever_its_place(near) -> None:
     of = CASES["saves z"]
-    together, losses = trained(of, 3, [0, 1, 2], holds=holds)
+    together, losses = trained(of, 3, [0, 1, 2], near=near)
     for which in ([1], [2, 0, 1]):
-        other, others = trained(of, 3, which, holds=holds)
+        other, others = trained(of, 3, which, near=near)
         for place, model in enumerate(which):
             np.testing.assert_array_equal(others[:, place], losses[:, model])
             assert_same(state_of(other, place), state_of(together, model))
@@ -243,9 +253,9 @@ def test_a_model_has_the_bits_that_it_has_alone_whatever_its_place(holds) -> Non
 def test_models_share_no_scratch() -> None:
     """The simulator's blocks go one by one: shared scratch would not show in results."""
     of, last = CASES["ragged"], SIZES[-1]
-    together, _ = trained(of, 3, [0, 1, 2])
+    together, _ = trained(of, 3, [0, 1, 2], near="parameters")
     for m in range(3):
-        alone, _ = trained(of, 3, [m])
+        alone, _ = trained(of, 3, [m], near="parameters")
         kept = [
             (each._g.copy_to_host(), each._rows.array.copy_to_host()[: each.n_models * last])
             for each in (together, alone)
@@ -361,13 +371,13 @@ def test_held_data_are_found_on_the_device_and_others_are_not_taken_for_them() -
 
 
 @pytest.mark.parametrize("name", ["ragged", "saves z", "doubles"])
-@pytest.mark.parametrize("holds", [True, False])
+@pytest.mark.parametrize("near", PLACES)
 def test_predictions_are_within_their_bounds_and_have_the_same_bits_in_any_batch(
-    name, holds, monkeypatch
+    name, near, monkeypatch
 ) -> None:
     of, models = CASES[name], 3
     parameters = models_of(of, models)
-    engine = engine_of(of, parameters, [of.optimizer] * models, holds=holds)
+    engine = engine_of(of, parameters, [of.optimizer] * models, near=near)
     rng = np.random.default_rng(0)
     x = np.stack([of.x[rng.permutation(len(of.x))[:9]] for _ in range(models)])
     got, shared = engine.forward(x), engine.forward(x[1])
@@ -396,6 +406,7 @@ def test_the_shipped_cut_trains_within_the_bounds() -> None:
     new, _ = updated(of.spec, of.optimizer, of.parameters, want.gradients, [], scalars[0, 0])
     assert_parameters(one_of(engine.export(), 0), new, "33 rows in tiles of 32")
     assert engine.plan()["weights"] == "in shared memory from step to step"
+    assert engine.plan()["gradient"] == "in shared memory"
     assert engine.plan()["buffer_bytes"]["parameters"] == 4 * engine._plan.flat
 
 

@@ -15,7 +15,7 @@ from fastneuron.kernels.device_faults import faults_told
 from fastneuron.kernels.device_plan import blocks_of
 from fastneuron.kernels.ensemble_contract import EnsembleEngine, EnsembleOutcome
 from fastneuron.kernels.fused_plan import (
-    ENSEMBLE_ROWS,
+    FusedPlan,
     ensemble_marks,
     ensemble_plan,
     ensemble_threads,
@@ -55,8 +55,8 @@ class CudaEnsembleEngine(EnsembleEngine):
     ----------
     spec, loss, optimizers, n_threads, batch_size
         See `EnsembleEngine`. n_threads is of no effect.
-    rows, threads, holds : optional
-        How a block is cut, and whether it holds all parameters; tests cut it small.
+    plan, threads : optional
+        How a block is cut; tests cut it small.
 
     Raises
     ------
@@ -76,15 +76,14 @@ class CudaEnsembleEngine(EnsembleEngine):
         *,
         n_threads: int | None = None,
         batch_size: int = 1,
-        rows: tuple[int, ...] = ENSEMBLE_ROWS,
+        plan: FusedPlan | None = None,
         threads: int | None = None,
-        holds: bool | None = None,
     ) -> None:
         super().__init__(spec, loss, optimizers, n_threads=n_threads, batch_size=batch_size)
         problem = missing()
         if problem:
             raise BackendUnavailable(problem)
-        plan = ensemble_plan(spec, rows, holds=holds)
+        plan = plan or ensemble_plan(spec)
         if plan is None:
             raise SpecError("a block of the device cannot train this network by itself")
         self._plan, self._dtype = plan, np.dtype(spec.dtype)
@@ -185,7 +184,7 @@ class CudaEnsembleEngine(EnsembleEngine):
             "n_models": models,
             "buffer_bytes": {
                 "parameters": each,
-                "gradients": each,
+                "gradients": each if plan.gradient_at is None else 0,
                 "moments": each * len(self._moments),
                 "data": sum(vector.nbytes for vector in (*data[0], *data[1:])),
                 "steps": sum(vector.nbytes for vector in self._of_steps),
@@ -196,6 +195,7 @@ class CudaEnsembleEngine(EnsembleEngine):
             "weights": "in shared memory from step to step"
             if plan.holds
             else "copied to shared memory layer by layer: all together do not fit",
+            "gradient": "in global memory" if plan.gradient_at is None else "in shared memory",
             "shared_bytes": shared_bytes(plan, self.spec.dtype, self._threads),
         }
 
@@ -205,8 +205,10 @@ class CudaEnsembleEngine(EnsembleEngine):
         kinds = {each.kind for each in self.optimizers}
         assert len(kinds) <= 1, "the optimizers of an ensemble are of one kind"
         n_moments = self.optimizers[0].n_moments if models else 0
-        vectors = [zeros(models * plan.flat, dtype, self._stream) for _ in range(2 + n_moments)]
-        self._p, self._g, self._moments = vectors[0], vectors[1], vectors[2:]
+        vectors = [zeros(models * plan.flat, dtype, self._stream) for _ in range(1 + n_moments)]
+        self._p, self._moments = vectors[0], vectors[1:]
+        away = 0 if plan.gradient_at is not None else models * plan.flat
+        self._g = zeros(away, dtype, self._stream)
         marks = [ensemble_marks(self.spec, plan, each.decay_bias) for each in self.optimizers]
         self._marks = zeros(models * plan.flat // 16, np.uint8, self._stream)
         if models:

@@ -1,9 +1,9 @@
 """Many steps of many small networks in one kernel: a block is a model from first step to last.
 
 Nothing waits between steps but a block for its own threads: no launch, no barrier of the grid, no
-interpreter. Parameters lie in shared memory from step to step where they fit (`FusedPlan.holds`);
-moments and gradient stay in global memory, of which the blocks at work at a time fit into the L2
-cache of a large card: for a gradient in shared memory too, fewer blocks would run at once.
+interpreter. Parameters lie in shared memory from step to step where they fit (`FusedPlan.holds`),
+and the gradient too; moments stay in global memory, of which those of the blocks at work at a time
+fit into the L2 cache of a large card.
 
 Order: that of `fused` in a tile; a batch's tiles one after the other; the loss and the squares of
 the gradient as in `outcome`. So a model's bits are those of its own shape and data.
@@ -19,7 +19,7 @@ import numpy as np
 
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_plan import ALIGNMENT, TRAINS
-from fastneuron.kernels.fused_plan import FusedPlan, blocks_together
+from fastneuron.kernels.fused_plan import KIBIBYTES, FusedPlan, blocks_together
 from fastneuron.kernels.numba_cuda.driver import ALIGNED, cuda, device_function, kernel
 from fastneuron.kernels.numba_cuda.fused import hold_parameters, loss_of_rows, take_rows
 from fastneuron.kernels.numba_cuda.fused_layers import all_backward, all_forward
@@ -45,9 +45,6 @@ __all__ = ["ensemble_steps", "shared_bytes"]
 
 _OK = int(Status.OK)
 _LOSS, _GRADIENT = int(Status.LOSS_NOT_FINITE), int(Status.GRADIENT_NOT_FINITE)
-# Shared memory of a multiprocessor of sm_90 and sm_100. For a smaller one, threads that share it
-# among fewer blocks than this says merely have registers to spare.
-_KIBIBYTES = 228
 
 
 @cache
@@ -55,29 +52,23 @@ def _gradient_of(
     plan: FusedPlan, loss: str, dtype: str, threads: int, weighted: bool, classes: bool
 ) -> Any:
     """Return a function: the gradient of a batch and the losses of its rows, tile by tile."""
-    rows, holds = plan.rows, plan.holds
+    rows = plan.rows
     take = take_rows(plan, dtype, threads, True)
     forward, backward = (make(plan, dtype, threads) for make in (all_forward, all_backward))
     loss_of = loss_of_rows(plan, loss, dtype, threads, weighted, classes)
 
     @device_function
     def gradient_of(
-        near, x, x_at, y, y_at, weight, weight_at, order, first, batch, p, start, gradient, losses,
-        losses_at,
+        near, x, x_at, y, y_at, weight, weight_at, order, first, batch, p, p_at, gradient,
+        gradient_at, losses, losses_at,
     ):  # fmt: skip
         for row in range(0, batch, rows):
             count = min(rows, batch - row)
             take(near, x, x_at, order, first + row, count)
-            if holds:
-                forward(near, near, 0, count)
-            else:
-                forward(near, p, start, count)
+            forward(near, p, p_at, count)
             at = losses_at + row
             loss_of(near, y, y_at, weight, weight_at, order, first + row, losses, at, count, batch)
-            if holds:
-                backward(near, near, 0, gradient, start, count, row > 0)
-            else:
-                backward(near, p, start, gradient, start, count, row > 0)
+            backward(near, p, p_at, gradient, gradient_at, count, row > 0)
 
     return gradient_of
 
@@ -86,20 +77,23 @@ def _gradient_of(
 def _update_of(plan: FusedPlan, kind: UpdateKind, n_moments: int, dtype: str, threads: int) -> Any:
     """Return a function: all parameters of a model and their moments, four at a time.
 
-    Its arguments: p and where it begins, in shared memory where the plan holds it; gradient,
-    moments and where they begin; marks and where; the table and where the step's row begins; clip.
+    Its arguments: p, the gradient, each with where it begins, in shared memory where the plan has
+    them there; moments, marks likewise; the table and where the step's row begins; clip.
     """
     T = np.dtype(dtype).type
     zero, size, step = T(0), plan.flat, 4 * threads
     step_of = updated(kind, dtype)
     load, store = (load4_shared, store4_shared) if plan.holds else (load4, store4)
+    load_gradient = load4 if plan.gradient_at is None else load4_shared
 
     @device_function
-    def update(p, p_at, gradient, first, second, start, marks, marks_at, table, at, clip):
+    def update(
+        p, p_at, gradient, gradient_at, first, second, start, marks, marks_at, table, at, clip
+    ):
         for q in range(4 * thread_anew(), size, step):
             mark = marks[marks_at + q // ALIGNMENT]
             if mark & TRAINS:
-                ps, gs = load(p, p_at + q), load4(gradient, start + q)
+                ps, gs = load(p, p_at + q), load_gradient(gradient, gradient_at + q)
                 ms, vs = (zero, zero, zero, zero), (zero, zero, zero, zero)
                 if n_moments > 0:
                     ms = load4(first, start + q)
@@ -151,14 +145,15 @@ def ensemble_steps(
 
     Its arguments, M models of n numbers: x, y, weight, order, bounds, the data set; table (steps,
     M, COLUMNS), limits (steps, M) float64, marks (M, n / 16) IN; p, gradient, first, second (M, n)
-    INOUT, of the moments only `n_moments` are looked at; rows (M, most) OUT, the losses of a
-    batch's rows; losses (steps, M) float64 OUT; state (M, 2) INOUT, see `outcome`. Then numbers
-    from model to model of x, y, weight and order, models in a row of the table (M, or 1 for all),
-    `most`, last. Between the arrays of parameters the gradient must be 0. Shared memory:
-    `plan.numbers`.
+    INOUT, of the moments only `n_moments` are looked at, and the gradient where the plan has no
+    place for it; rows (M, most) OUT, the losses of a batch's rows; losses (steps, M) float64 OUT;
+    state (M, 2) INOUT, see `outcome`. Then numbers from model to model of x, y, weight and order,
+    models in a row of the table (M, or 1 for all), `most`, last. Between the arrays of parameters
+    the gradient must be 0. Shared memory: `plan.numbers`.
     """
     kind_of = np.dtype(dtype)
     holds, numbers, groups = plan.holds, plan.flat, plan.flat // ALIGNMENT
+    keeps, kept_at, zero = plan.gradient_at is not None, plan.gradient_at or 0, kind_of.type(0)
     hold, let_go = hold_parameters(plan, threads), _let_go(plan, threads)
     gradient_of = _gradient_of(plan, loss, dtype, threads, weighted, classes)
     mean_of_rows, squares = mean_of(threads), squares_of(threads)
@@ -174,35 +169,35 @@ def ensemble_steps(
         model, models = cuda.blockIdx.x, cuda.gridDim.x
         start, marks_at, rows_at = model * numbers, model * groups, model * most
         step, status = state[2 * model + STEP], state[2 * model + STATUS]
+        own, own_at, to, to_at = p, start, gradient, start
         if holds:
+            own, own_at = near, 0
             hold(near, p, start)
+        if keeps:
+            to, to_at = near, kept_at
+            for q in range(thread_anew(), numbers, threads):  # the gaps between arrays
+                near[kept_at + q] = zero
         cuda.syncthreads()  # all have read the state
         while step < last and status == _OK:
             begin = bounds[step]
             batch = bounds[step + 1] - begin
             gradient_of(
                 near, x, model * x_apart, y, model * y_apart, weight, model * weight_apart, order,
-                model * order_apart + begin, batch, p, start, gradient, rows, rows_at,
+                model * order_apart + begin, batch, own, own_at, to, to_at, rows, rows_at,
             )  # fmt: skip
             mean = mean_of_rows(sums, rows, rows_at, batch)
             if thread_anew() == 0:
                 losses[step * models + model] = mean
             if math.isfinite(mean):
-                squared = squares(sums, gradient, marks, start, marks_at, 0, numbers)
+                squared = squares(sums, to, marks, to_at, marks_at, 0, numbers)
                 if finite(squared):
                     at = step * tables + model % tables
                     clip = factor(squared, limits[at])
                     at *= COLUMNS
-                    if holds:
-                        update(
-                            near, 0, gradient, first, second, start, marks, marks_at, table, at,
-                            clip,
-                        )  # fmt: skip
-                    else:
-                        update(
-                            p, start, gradient, first, second, start, marks, marks_at, table, at,
-                            clip,
-                        )  # fmt: skip
+                    update(
+                        own, own_at, to, to_at, first, second, start, marks, marks_at, table, at,
+                        clip,
+                    )  # fmt: skip
                     step += 1
                 else:
                     status = _GRADIENT
@@ -214,5 +209,6 @@ def ensemble_steps(
         if thread_anew() == 0:
             state[2 * model + STEP], state[2 * model + STATUS] = step, status
 
-    together = blocks_together(shared_bytes(plan, dtype, threads), threads, _KIBIBYTES)
+    # On a card with less shared memory fewer blocks run at once, with registers to spare.
+    together = blocks_together(plan.numbers * kind_of.itemsize, threads, KIBIBYTES)
     return kernel(ensemble_training, launch_bounds=(threads, together))
