@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,19 @@ def _noted():
     if os.environ.get(LAUNCHED):
         names = sorted(set(_launched.values()))
         Path(os.environ[LAUNCHED], f"{os.getpid()}.json").write_text(json.dumps(names))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a launch asks for begins as NaN: on a device it holds anything, here zeros."""
+    shared = import_module("numba.cuda.simulator.kernelapi").FakeCUDAShared
+    begin = shared.__init__
+
+    def poisoned(self, size: int) -> None:
+        begin(self, size)
+        self._dynshared[:] = -1
+
+    monkeypatch.setattr(shared, "__init__", poisoned)
 
 
 class Device:
