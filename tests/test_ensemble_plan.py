@@ -32,6 +32,7 @@ def test_the_network_that_is_to_be_fast_fits_three_times_on_a_multiprocessor() -
     assert plan.flat == 20 * 68 + 64 + 64 * 68 + 64 + 64 * 8 + 16
     assert plan.gradient_at == plan.flat + (20 + 64 + 64 + 4) * 36
     assert plan.numbers == plan.gradient_at + plan.flat
+    assert plan.forward_numbers == plan.gradient_at
     away = ensemble_plan(spec_of(20, 64, 64, 2), keeps=False)
     assert (away.numbers, away.gradient_at) == (plan.gradient_at, None)
     for each, want in ((plan, [3, 2, 1]), (away, [4, 3, 2])):

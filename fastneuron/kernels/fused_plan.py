@@ -146,6 +146,11 @@ class FusedPlan:
         """Numbers from feature to feature."""
         return self.rows + _PAD
 
+    @property
+    def forward_numbers(self) -> int:
+        """All that a prediction takes of shared memory."""
+        return self.numbers if self.gradient_at is None else self.gradient_at
+
     def weight_near(self, index: int) -> int:
         """Return where a layer's weight lies in shared memory."""
         return self.layers[index].weight_at if self.holds else 0

@@ -345,6 +345,25 @@ def test_scalars_that_all_share_are_as_those_that_each_has() -> None:
     assert_same(*states)
 
 
+@pytest.mark.parametrize("count", [9, 22, 30])
+def test_an_order_that_all_share_is_as_one_that_each_has(count) -> None:
+    """Fewer rows than there are, all of them, and more: not held, held, and each its own data."""
+    of = CASES["probabilities"]
+    rows = np.random.default_rng(0).integers(0, len(of.x), count)
+    bounds, states = np.array([0, 4, count]), []
+    for way in ("shared", "each", "held", "own data"):
+        engine = engine_of(of, models_of(of, 2), [of.optimizer] * 2)
+        x, y = (np.stack([a, a]) for a in (of.x, of.y)) if way == "own data" else (of.x, of.y)
+        if way == "held":
+            engine.hold(x, y, None)
+        order = rows[None].repeat(2, 0) if way == "each" else rows[None]
+        losses = np.zeros((2, 2))
+        engine.run(x, y, None, order, bounds, table_of(of, [of.optimizer] * 2, 2), losses)
+        states.append([losses, *state_of(engine)])
+    for state in states[1:]:
+        assert_same(state, states[0])
+
+
 def test_held_data_are_found_on_the_device_and_others_are_not_taken_for_them() -> None:
     of = CASES["ragged"]
     optimizers = optimizers_of(of, 2)

@@ -121,6 +121,7 @@ class CudaEnsembleEngine(EnsembleEngine):
 
         They must not be written to until others are held.
         """
+        self._held = None
         with self._watched():
             self._put_data(x, y, weight)
         self._held = (x, y, weight)
@@ -147,7 +148,7 @@ class CudaEnsembleEngine(EnsembleEngine):
             held = self._held
             if held is None or any(a is not b for a, b in zip(held, (x, y, weight), strict=True)):
                 self._held = None
-                if len(order) == 1:  # only the rows that are asked for, as they are met
+                if len(order) == 1 and order.shape[1] < x.shape[-2]:  # as they are met
                     x, y, weight = self._rows_of(x, y, weight, order[0])
                     order = np.arange(order.shape[1])[None]
                 self._put_data(x, y, weight)
@@ -337,7 +338,7 @@ class CudaEnsembleEngine(EnsembleEngine):
     def _predicted(self, x: Array, own: bool) -> Array:
         """Return the outputs (M, B, O) of a part of the rows."""
         plan, (count, inputs) = self._plan, x.shape[-2:]
-        outputs, shared = self.spec.out_features, plan.numbers * self._dtype.itemsize
+        outputs, shared = self.spec.out_features, plan.forward_numbers * self._dtype.itemsize
         self._inputs.put(x)
         kernel = fused_forward(plan, self.spec.dtype, self._threads)
         apart = count * inputs if own else 0
