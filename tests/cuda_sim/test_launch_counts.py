@@ -31,6 +31,7 @@ CASES = [
     *(case_of(*layers) for layers in FROZEN),
     case_of(Dense(5, 9), Dense(9, 3, "relu"), rows=1, batch=1),
     case_of(Dense(5, 9), BatchNorm(9), Dense(9, 3)),
+    case_of(Dense(5, 9), BatchNorm(9), Dense(9, 3), rows=1, batch=1),
     # So many rows that a weight gradient's batch is cut, where no block trains the whole network.
     case_of(Dense(5, 9), Dropout(0.5), Dense(9, 3), rows=1100, batch=1100),
     case_of(Dense(5, 140), Dense(140, 3), rows=600, batch=600),
