@@ -86,8 +86,8 @@ def entries_of(kernel: str) -> set[str]:
     reach, new = set(), reach
     while new:
         reach |= new
-        called = "|".join(  # not a member of that name
-            rf"(?<![\w.>]){each}[<(]|FN_OF\(\w+, {each}\)" for each in new
+        called = "|".join(  # no member or other namespace of that name
+            rf"(?<![\w.>:]){each}[<(]|FN_OF\(\w+, {each}\)" for each in new
         )
         new = {n for n, text in functions.items() if n not in reach and re.search(called, text)}
     return {name.removeprefix("fn_cuda_") for name in reach if name.startswith("fn_cuda_")}
