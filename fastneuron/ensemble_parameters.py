@@ -56,7 +56,7 @@ class LiveEnsemble:
     stopped : (M,) bool
         Networks that have diverged: the engine does no step of theirs, and their stores hold them.
     kept : int
-        Steps done when all parameters were last brought to the host.
+        Steps done when all parameters were last brought to the host from a device.
     lost : bool
         Whether the device failed since: steps after `kept` are gone.
     """
@@ -117,16 +117,23 @@ class LiveEnsemble:
             if member.store.owner is not member and not stopped:
                 member.refresh()
         if self._changed:
-            self._load()
+            try:
+                self._load()
+            except DeviceError as error:
+                raise self.failed(error) from error
 
     def claim(self) -> None:
         """`refresh`, then own the newest parameters: the engine is about to change them."""
-        self.refresh()
-        if not any(member.store.owner is member for member in self._members):
+        stopped = self.stopped.tolist()
+        pairs = [(m.store, m) for m, done in zip(self._members, stopped, strict=True) if not done]
+        if any(store.owner is not member for store, member in pairs):
+            if self._on_device:  # what a device takes with it are the same steps of all
+                for store, _ in pairs:
+                    store.pull()
             self.kept = self._count()
-        for member, stopped in zip(self._members, self.stopped.tolist(), strict=True):
-            if not stopped:
-                member.store.owner = member
+        self.refresh()
+        for store, member in pairs:
+            store.owner = member
 
     def run(self, *arguments: Any) -> EnsembleOutcome:
         """`EnsembleEngine.run` after `claim`; `release` must follow.
@@ -200,11 +207,15 @@ class LiveEnsemble:
             if self._asker is None:
                 self._asker = self._ask(), None
             engine, loaded = self._asker
-            if loaded != (m, store.version):
-                engine.load(arrays)
-                engine.load_statistics(store.pull_statistics())
-                self._asker = engine, (m, store.version)
-            return engine.forward(x)
+            try:
+                if loaded != (m, store.version):
+                    engine.load(arrays)
+                    engine.load_statistics(store.pull_statistics())
+                    self._asker = engine, (m, store.version)
+                return engine.forward(x)
+            except DeviceError:  # the store has the parameters; the next question makes it anew
+                self._asker = None
+                raise
 
     def exported(self) -> tuple[Parameters, Statistics]:
         """Return the engine's parameters and statistics, to be read and not written."""

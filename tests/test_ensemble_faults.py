@@ -194,6 +194,25 @@ def test_threads_may_share_an_ensemble(backend: backends.Backend) -> None:
         thread.join(60)
     assert len(found) == 40
     assert ensemble.step_count == 10
+    for net, want in zip(nets, networks(), strict=True):
+        trainer = fn.Trainer(net=want, loss="mse", optimizer="adam", backend=backend.name)
+        for _ in range(10):
+            trainer.step(X, Y)
+        same(net, want)
+
+
+def test_a_step_waits_for_who_uses_one_of_the_networks() -> None:
+    nets = networks()
+    ensemble = fn.Ensemble(nets, "mse", backend="numpy")
+    thread = threading.Thread(target=ensemble.step, args=(X, Y))
+    with nets[2].parameters.lock:
+        thread.start()
+        thread.join(0.3)
+        assert ensemble.step_count == 0
+        # What waits holds the other locks; who asks for another network waits too, not for ever.
+    thread.join(60)
+    assert ensemble.step_count == 1
+    assert nets[0].parameters.lock.acquire(blocking=False)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -224,6 +243,12 @@ def test_a_forked_child_trains_too(
     assert got == want
 
 
+def on_device(ensemble: fn.Ensemble) -> fn.Ensemble:
+    """An ensemble that takes its engine for one that may fail."""
+    ensemble._live._on_device = True
+    return ensemble
+
+
 class Fails(EachAlone):
     """A device that fails at its n-th call."""
 
@@ -244,10 +269,10 @@ def test_a_device_that_fails_takes_little_with_it(
     monkeypatch.setattr("fastneuron.kernels.each_alone.EachAlone", Fails)
     Fails.left, Fails.whole = 4, whole
     nets, alone = networks(), networks()
-    ensemble = fn.Ensemble(nets, "mse", fn.SGD(0.1), 8, "numpy")
+    ensemble = on_device(fn.Ensemble(nets, "mse", fn.SGD(0.1), 8, "numpy"))
     trainers = [fn.Trainer(net, "mse", fn.SGD(0.1), backend="numpy") for net in alone]
     ensemble.step(X, Y)
-    [net.forward(X) for net in nets]  # brings all of them to the host
+    nets[1].forward(X)  # brings all of them to the host, before the next step does more
     for _ in range(2):
         ensemble.step(X, Y)
     said = "Nothing is lost: 3 steps" if whole else "those after step 1 of 3"
@@ -264,6 +289,38 @@ def test_a_device_that_fails_takes_little_with_it(
     assert ensemble.step_count == (4 if whole else 2)
     for net, want in zip(nets, alone, strict=True):
         same(net, want)
+
+
+def test_a_device_that_fails_while_it_is_loaded_or_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    nets, alone = networks(), networks()
+    ensemble = on_device(fn.Ensemble(nets, "mse", fn.SGD(0.1), 8, "numpy"))
+    each = [ensemble, *(fn.Trainer(net, "mse", fn.SGD(0.1), backend="numpy") for net in alone)]
+
+    def step() -> None:
+        for one in each:
+            one.step(X, Y)
+
+    def fails(*_: Any) -> Any:
+        raise DeviceError("the device is lost")
+
+    step()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(backends.get("numpy").engine(nets[0].spec)), "forward", fails)
+        with pytest.raises(DeviceError):
+            nets[1].forward(X)
+    with backends.use("numpy"):
+        np.testing.assert_array_equal(nets[1].forward(X), alone[1].forward(X))
+    step()
+    for net in (nets[2], alone[2]):
+        net.layers[0].weight = np.ones((4, 6))
+    with monkeypatch.context() as patch:
+        patch.setattr(ensemble._live.engine, "load", fails)
+        with pytest.raises(DeviceError, match="the device is lost"):
+            ensemble.step(X, Y)
+    step()  # the ensemble's on a new engine; what was assigned made all come to the host
+    for net, want in zip(nets, alone, strict=True):
+        same(net, want)
+    assert ensemble.step_count == 3
 
 
 def test_one_that_diverged_stays_stopped_on_a_new_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,8 +347,7 @@ def test_parameters_come_to_the_host_while_a_device_trains(
     monkeypatch.setattr("fastneuron.ensemble_parameters._KEEP_SECONDS", 0.0)
     monkeypatch.setattr("fastneuron.ensemble_parameters._KEEP_PAUSE", 0.0)
     nets = networks()
-    ensemble = fn.Ensemble(nets, "cross_entropy", fn.SGD(0.1), 8, "numpy")
-    ensemble._live._on_device = True
+    ensemble = on_device(fn.Ensemble(nets, "cross_entropy", fn.SGD(0.1), 8, "numpy"))
     for step in range(3):
         ensemble.step(X, LABELS)
         assert all(net.parameters.owner is None for net in nets)
