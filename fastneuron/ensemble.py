@@ -129,7 +129,7 @@ class Ensemble:
         self._steps: NDArray[np.int64] = np.zeros(len(self), np.int64)  # of those stopped
         self._intake = EnsembleIntake(self.spec, len(self))
         self._rates = EnsembleRates(self.optimizers)
-        self._last = NonFiniteError("", epoch=0, step=0, layer=None, learning_rate=0.0)
+        self._error: NonFiniteError | None = None  # once no network is left
         self._draws = any(isinstance(layer, Dropout) for layer in self.spec.layers)
         self._pace = Pace(min(len(self) * _SHARE_SECONDS, _CALL_SECONDS))
 
@@ -313,8 +313,8 @@ class Ensemble:
 
     def _begin(self) -> None:
         """Refuse to train where nothing is left to, and give the first step its keys."""
-        if self._live.stopped.all():
-            raise self._last
+        if self._error is not None:
+            raise self._error.with_traceback(None)
         if self._draws:
             self._rates.use_keys([StepKeys(seed, self.epoch_count) for seed in self.seeds])
             self._draws = False
@@ -352,8 +352,8 @@ class Ensemble:
                 rates = self._rates.rates(first, steps, horizon or Horizon())
                 if not left:
                     stores = [net.parameters for net in self.networks]
-                    self._last = failed.error(stores, x, part, scalars, rates)
-                    raise self._last
+                    self._error = failed.error(stores, x, part, scalars, rates)
+                    raise self._error
             live.keep()
         live.release()
         if len(failed.models):
