@@ -355,7 +355,9 @@ class Ensemble:
                     self._error = failed.error(stores, x, part, scalars, rates)
                     raise self._error
             live.keep()
-        live.release()
-        if len(failed.models):
-            warnings.warn(failed.warning(len(self), rates), DivergenceWarning, stacklevel=3)
+        try:
+            if len(failed.models):
+                warnings.warn(failed.warning(len(self), rates), DivergenceWarning, stacklevel=3)
+        finally:
+            live.release()
         return losses, seconds
