@@ -11,6 +11,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -45,15 +46,38 @@ def _noted():
         Path(os.environ[LAUNCHED], f"{os.getpid()}.json").write_text(json.dumps(names))
 
 
+class OneAtATime(dict):
+    """The simulator's shared arrays: who finds none has until it puts one there.
+
+    Numba's own dictionary lets two threads of a block find none, and each then has its own array.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = Lock()
+
+    def get(self, place):
+        self._turn.acquire()
+        found = super().get(place)
+        if found is not None:
+            self._turn.release()
+        return found
+
+    def __setitem__(self, place, array) -> None:
+        super().__setitem__(place, array)
+        self._turn.release()
+
+
 @pytest.fixture(autouse=True)
-def poisoned_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a launch asks for begins as NaN: on a device it holds anything, here zeros."""
+def shared_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all threads of a block; what a launch asks for begins as NaN, not as zeros."""
     shared = import_module("numba.cuda.simulator.kernelapi").FakeCUDAShared
     begin = shared.__init__
 
     def poisoned(self, size: int) -> None:
         begin(self, size)
         self._dynshared[:] = -1
+        self._allocations = OneAtATime()
 
     monkeypatch.setattr(shared, "__init__", poisoned)
 
