@@ -334,7 +334,9 @@ def test_a_sanitizer_gets_the_small_suite_and_is_ended_with_the_budget(tmp_path:
     program = script(tmp_path / "told", "echo \"$@\"; echo 'ERROR SUMMARY: 0 errors'")
     found = sanitizing.sanitize("racecheck", "c++", Budget(30.0), str(program))
     told = found.details["printed"]
-    for words in ("--tool racecheck", "-m fastneuron.gpu_suite", "--small", "--engine c++"):
+    stages = [f"--only {stage}" for stage in ("slots", "networks", "ensembles")]
+    engine = "-m fastneuron.gpu_suite", "--small", "--engine c++"
+    for words in ("--tool racecheck", *engine, *stages):
         assert words in told
     command._parser().parse_args(told.split("fastneuron.gpu_suite ")[1].splitlines()[0].split())
     hangs = script(tmp_path / "hangs", "sleep 60")

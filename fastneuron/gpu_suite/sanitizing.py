@@ -20,7 +20,7 @@ _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+)")
 
 
 def sanitize(name: str, kind: str, budget: Budget, program: str | None = None) -> Finding:
-    """Run this suite's checks of slots and networks under a tool of compute-sanitizer.
+    """Run this suite's checks of slots, networks and ensembles under a tool of compute-sanitizer.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def sanitize(name: str, kind: str, budget: Budget, program: str | None = None) -
     if program is None:
         said = "compute-sanitizer is not found: it comes with the CUDA toolkit"
         return Finding("", SKIPPED, said)
-    suite = Suite("slots", kind, ("--small", "--only", "networks"))
+    suite = Suite("slots", kind, ("--small", "--only", "networks", "--only", "ensembles"))
     with TemporaryDirectory() as folder:
         place = Path(folder, "suite")
         command = [program, "--tool", name, "--error-exitcode", "9", "--print-limit", "20"]
