@@ -1,4 +1,4 @@
-"""Runs kernels made under ThreadSanitizer: ``emulated_cuda_races.py LIBRARY ROOM...``.
+"""Runs kernels made under a sanitizer: ``emulated_cuda_races.py LIBRARY ROOM...``.
 
 A process of its own, since the checker's run-time must be there before anything else is.
 """
