@@ -136,9 +136,9 @@ def test_the_cost_model_counts_the_launches_of_the_engine(calls: Calls, weighted
     cases += [*small(generated_cases(30, seed=5)), *small(generated_norm_cases(30, seed=6))]
     for case in cases:
         engine, rows = engine_of(calls, case), case.batch
-        batch, data = engine._training(rows), (engine._x, engine._y, engine._weight)
-        step = engine._step(batch, rows, (*data[:2], data[2] if weighted else None), rows, False)
-        squares = sum(function == calls.clip for function, _ in step)  # and what it comes to
+        engine._training_rows(rows)
+        step = engine._step(rows, weighted, False)
+        squares = sum(call[0] == "clip" for call in step)  # and what it comes to
         want = len(step) + squares
         assert launches_of(case.spec, rows, COMPILED, weighted=weighted) == want, case.name
 

@@ -31,7 +31,7 @@ def test_predictions_are_the_models_and_only_of_what_it_knows() -> None:
 
 def test_a_launchs_share_of_a_step_is_measured_by_any_engine() -> None:
     found = costs(Kind(CPP, ReferenceEngine), Budget(60.0), simulated=True)
-    assert (found.status, set(found.details["costs"])) == (OK, {"QUEUED"})
+    assert (found.status, set(found.details["costs"])) == (OK, {"LAUNCH"})
     assert "no figure means anything" in found.said
     (cut,) = (
         costs(Kind(CPP, ReferenceEngine), Budget(0.0), simulated=True).details["costs"].values()
@@ -48,9 +48,9 @@ class Broken(ReferenceEngine):
 
 def test_a_figure_that_cannot_be_had_is_told_in_the_table() -> None:
     found = costs(Kind(CPP, Broken), Budget(60.0), simulated=False)
-    assert (found.status, found.said) == (WRONG, "QUEUED: RuntimeError: no step")
+    assert (found.status, found.said) == (WRONG, "LAUNCH: RuntimeError: no step")
     printed = "\n".join(tables([found]))
-    assert "QUEUED" in printed
+    assert "LAUNCH" in printed
     assert "RuntimeError: no step" in printed
     assert "SIMULATED" not in printed
     assert max(map(len, printed.splitlines())) <= 80

@@ -93,10 +93,11 @@ def costs(kind: Kind, budget: Budget, *, simulated: bool) -> Finding:
     if kind.name == NUMBA:
         figures = _of_numba(kind, extent, simulated=simulated)
     else:
-        figures = {"QUEUED": ("s", "a step's share", partial(_by_steps, kind, extent))}
+        figures = {"LAUNCH": ("s", "a step's share", partial(_by_steps, kind, extent))}
     entries: dict[str, dict[str, Any]] = {}
     for name, (unit, how, measure) in figures.items():
-        entry = entries[name] = {"in_use": getattr(device_cost, name), "unit": unit, "how": how}
+        in_use = getattr(device_cost, name.partition(",")[0])
+        entry = entries[name] = {"in_use": in_use, "unit": unit, "how": how}
         if not budget.left:
             entry["said"] = "no time was left for it"
             continue
@@ -145,7 +146,7 @@ def _of_numba(kind: Kind, extent: Extent, *, simulated: bool) -> dict[str, Figur
     k.timer = _waiting(k) if simulated else by_numba_events(k.driver.cuda)
     return {
         "LAUNCH": ("s", "short kernels in a recorded graph", partial(_in_graph, k)),
-        "QUEUED": ("s", "short kernels queued one by one", partial(_queued, k)),
+        "LAUNCH, queued": ("s", "short kernels one by one", partial(_queued, k)),
         "SHARE": ("", "our product beside the peak of all tiles' rounds", partial(_share, k)),
         "MEMORY_SHARE": ("", "adam's update beside the data sheet", partial(_memory_share, k)),
         "TRANSFER": ("B/s", "a pageable array to the card", partial(_transfer, k)),

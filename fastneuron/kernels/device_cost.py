@@ -8,8 +8,8 @@ bus once a training where its length is known, else at every step. Before the fi
 compiles its kernels. The CPU's side is `estimate.StepModel`, as the compiled engines choose threads
 by it.
 
-The kernels compiled with the package know no fused step, record no graph, and are given the rows of
-each epoch anew; their smaller tile is taken for the larger one. cuBLASLt is not counted on.
+The kernels compiled with the package know no fused step; their smaller tile is taken for the larger
+one. cuBLASLt is not counted on.
 
 No constant of the card was measured by this project: a card must be predicted to win by `WORTH`.
 `python -m fastneuron.gpu_suite` measures each of them where there is a card (stage "costs").
@@ -37,9 +37,9 @@ from fastneuron.threads import usable_cores
 
 __all__ = ["Task", "Verdict", "peak_of", "start_on_card", "step_on_card", "weigh"]
 
-#: Seconds of one launch in a recorded graph, and of one that the interpreter queues: 2 to 5 us are
-#: published for graphs and streams of short kernels; not measured here.
-LAUNCH, QUEUED = 3e-6, 5e-6
+#: Seconds of one launch in a recorded graph, as both engines have theirs but for the first steps: 2
+#: to 5 us are published for graphs and streams of short kernels; not measured here.
+LAUNCH = 3e-6
 #: Share of a multiprocessor's peak that a tile, or a fused network, reaches: hand-written products
 #: in float32 are published at 69 to 94 % of cuBLAS's, and that below the peak; not measured here.
 SHARE = 0.6
@@ -144,16 +144,14 @@ def _transfer(task: Task) -> float:
     """Return the seconds that the data of a training take to the card."""
     if task.on_device:
         return 0.0
-    times = 1 if task.kernels == NUMBA else task.epochs
-    return times * task.rows * _row_bytes(task.spec) / TRANSFER
+    return task.rows * _row_bytes(task.spec) / TRANSFER
 
 
 def step_on_card(task: Task, batch: int, card: Card) -> float:
     """Return the predicted seconds of a step; of a training of unknown length with its transfer."""
     spec = task.spec
     plan = fused_for(spec, batch, task.kernels)
-    each = LAUNCH if task.kernels == NUMBA else QUEUED
-    seconds = each * launches_of(spec, batch, task.kernels)
+    seconds = LAUNCH * launches_of(spec, batch, task.kernels)
     if plan:
         seconds += _fused(spec, batch, card, plan)
     else:
