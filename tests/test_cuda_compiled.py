@@ -302,7 +302,9 @@ def test_an_ensemble_computes_in_float64_what_its_loss_and_norm_take_alone(
     def doubles(activation: str, *given: Any) -> int:
         spec = _chain(activation, 20, 64, 64, 2)
         promise = next(iter(_ensemble(spec, 0, *given).values()))
-        return sum(".f64" in line for line in code_of(promise, target).splitlines())
+        code, sums = code_of(promise, target), 8 * ensemble_threads(ensemble_plan(spec))
+        assert re.search(rf"\.shared \.align \d+ \.b8 \w+\[{sums}\]", code), "what plans count"
+        return sum(".f64" in line for line in code.splitlines())
 
     want = doubles("identity", "mse", UpdateKind.SGD)
     assert want

@@ -118,13 +118,14 @@ def put(vector: Any, numbers: NDArray[Any], stream: Any) -> None:
         vector[: numbers.size].copy_to_device(numbers, stream=stream)
 
 
-def allow_shared(function: Any, arguments: tuple[Any, ...], size: int) -> None:
+def allow_shared(function: Any, arguments: tuple[Any, ...], size: int, *, beside: int = 0) -> None:
     """Let a kernel's launches with such arguments take `size` bytes of shared memory a block.
 
-    More than 48 KiB must be asked for (CUDA C programming guide, "shared memory" of each card from
-    sm_70 on). Numba has no option for it, so this asks as its `set_shared_memory_carveout` does.
+    More than 48 KiB, with those `beside` of the kernel's own arrays, must be asked for (CUDA C
+    programming guide, "shared memory" of each card from sm_70 on). Numba has no option for it, so
+    this asks as its `set_shared_memory_carveout` does.
     """
-    if SIMULATED or size <= _UNASKED:
+    if SIMULATED or size + beside <= _UNASKED:
         return
     drive = import_module("numba.cuda.cudadrv.driver")
     compiled = function.compile(tuple(function.typeof_pyval(each) for each in arguments))

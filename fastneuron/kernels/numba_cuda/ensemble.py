@@ -317,11 +317,12 @@ class CudaEnsembleEngine(EnsembleEngine):
         part = work * max(1.0, models / _MODELS_TOGETHER) // _LAUNCH_WORK
         ends = [*(np.flatnonzero(np.diff(part)) + 1).tolist(), len(sizes)]
         shared = plan.numbers * self._dtype.itemsize
+        beside = shared_bytes(plan, self.spec.dtype, self._threads) - shared
         launches = [
             Launch(kernel, models, self._threads, (*vectors, *apart, tables, most, end), shared)
             for end in ends
         ]
-        allow_shared(kernel, launches[0].arguments, shared)
+        allow_shared(kernel, launches[0].arguments, shared, beside=beside)
         return launches
 
     def _outcome(self, losses: NDArray[np.float64]) -> EnsembleOutcome:
