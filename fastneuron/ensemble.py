@@ -32,6 +32,7 @@ from fastneuron.optimizers import Optimizer
 from fastneuron.order import Part, checked_seed
 from fastneuron.plans import Plan
 from fastneuron.schedules import Horizon
+from fastneuron.spec import NetworkSpec
 from fastneuron.threads import requested_threads
 
 __all__ = ["Ensemble"]
@@ -135,27 +136,36 @@ class Ensemble:
 
     @classmethod
     def of(
-        cls, net: Sequential, count: int, *arguments: Any, seed: int = 0, **given: Any
+        cls,
+        net: Sequential | NetworkSpec,
+        count: int,
+        loss: str | Loss,
+        optimizer: str | Optimizer | Sequence[Optimizer] = "adam",
+        *,
+        seed: int = 0,
+        order_seed: int | None = None,
+        **given: Any,
     ) -> Ensemble:
         """Return an ensemble of `count` new networks like `net`, each drawn by a seed of its own.
 
         Parameters
         ----------
-        net : Sequential
+        net : Sequential or NetworkSpec
             What they are like, ``trainable`` included; it is no part of them.
         count : int
             More networks of the same `seed` begin with the same ones.
-        *arguments, **given
-            What `Ensemble` takes after the networks.
+        loss, optimizer, **given
+            What `Ensemble` takes.
         seed : int
             Decides the networks' seeds, ``networks[m].seed``, which decide all the rest of each.
+        order_seed : int, optional
+            What `Ensemble` calls `seed`: one data order for all.
         """
+        spec = net.spec if isinstance(net, Sequential) else net
         models = checked_count("Ensemble.of", "count", count)
         seeds = np.random.SeedSequence(checked_seed(seed)).generate_state(models, np.uint64)
-        networks = [
-            Sequential(*net.spec.layers, dtype=net.spec.dtype, seed=int(each)) for each in seeds
-        ]
-        return cls(networks, *arguments, **given)
+        networks = [Sequential(*spec.layers, dtype=spec.dtype, seed=int(each)) for each in seeds]
+        return cls(networks, loss, optimizer, seed=order_seed, **given)
 
     def __len__(self) -> int:
         return len(self.networks)

@@ -231,6 +231,9 @@ def test_many_of_one(backend: backends.Backend) -> None:
         same(one, other)
     fresh = fn.Sequential(*like.spec.layers, seed=many[3].seed)
     same(many[3], fresh)
+    ordered = fn.Ensemble.of(like.spec, 2, "mse", seed=1, order_seed=7, backend=backend.name)
+    assert ordered.seeds == [7, 7]
+    same(ordered[1], many[1])
     with pytest.raises(fn.SpecError, match="count"):
         fn.Ensemble.of(like, 0, "mse")
 
