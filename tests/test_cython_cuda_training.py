@@ -13,6 +13,7 @@ from emulated_cuda import TINY, Calls, Kernels
 
 import fastneuron as fn
 from fastneuron import backends, intake, loading
+from fastneuron.kernels import device_engine
 from fastneuron.kernels.cython_cuda import CythonCudaEngine
 from fastneuron.kernels.device_calls import Device
 from fastneuron.kernels.device_faults import DriverError
@@ -97,6 +98,20 @@ def test_recordings_are_forgotten_where_vectors_move(calls: Calls) -> None:
     del engine
     gc.collect()
     assert len(calls.graphs) < held
+
+
+def test_steps_of_ever_other_sizes_do_not_pile_up(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_engine, "_PREPARED", 2)
+    engine, want = (engine_of(calls, SMALL, batch_size=4) for _ in range(2))
+    want._no_graphs = "not asked for"
+    sizes = [1, 1, 2, 3, 3, 4, 1, 1]
+    for each in (engine, want):
+        run_steps(each, SMALL, *steps_of(sizes), scalars_of(SMALL, len(sizes)))
+    assert len(engine._steps) == 1, "1, 2; 3, 4; 1"
+    assert {kind for kind, _ in engine._graphs} <= set(engine._steps)
+    assert state_of(engine) == state_of(want)
 
 
 def test_a_driver_that_refuses_to_record_is_done_without(

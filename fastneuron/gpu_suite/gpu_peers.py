@@ -80,9 +80,7 @@ class Ours(Fastneuron):
         self.precision = precision
         super().__init__(problem, threads)
         self.chunk = 1 << 20
-        hold = getattr(self.engine, "hold", None)
-        if hold:
-            hold(problem.x, problem.y, None)
+        self.engine.hold(problem.x, problem.y, None)
 
     def _new_engine(self) -> Engine:
         problem = self.problem
