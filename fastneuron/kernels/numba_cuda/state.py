@@ -43,6 +43,14 @@ class Vector:
         put(self.array, np.ascontiguousarray(numbers, self.dtype).reshape(-1), self._stream)
         return moved
 
+    def get(self, count: int) -> NDArray[Any]:
+        """Return a copy of the first numbers, once what was queued is done."""
+        numbers: NDArray[Any] = np.empty(count, self.dtype)
+        if count:
+            self.array[:count].copy_to_host(numbers, stream=self._stream)
+            self._stream.synchronize()
+        return numbers
+
 
 class State(DeviceState):
     """See `DeviceState`."""
