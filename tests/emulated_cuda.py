@@ -31,7 +31,9 @@ FLAGS = (
     *("-fPIC", "-shared", "-Wall", "-Wextra", "-Wdouble-promotion", "-Wno-unknown-pragmas"),
     *("-Werror", "-DFN_EMULATED"),
 )
-ROOMS = ("products", "elementwise", "losses", "updates", "norms", "memory", "calls")
+#: Of kernels.
+KERNELS = ("products", "elementwise", "losses", "updates", "norms", "fused", "ensemble")
+ROOMS = (*KERNELS, "memory", "calls")
 LARGE, SMALL, TINY = range(3)
 #: As many that a planted fault, a row past the last, stays inside.
 GUARD, GUARD_BYTES = 0xA5, 1024
@@ -365,6 +367,8 @@ class Calls:
         "run", "record" or "replay", and how many times.
     counts_alone : bool
         Whether nothing of these is run.
+    overruns : list of int
+        Bytes of what was released and had been written past, or before.
     """
 
     def __init__(self, library: Path) -> None:
@@ -376,6 +380,7 @@ class Calls:
         self.room = 1 << 40
         self.queued: list[tuple[str, int]] = []
         self.counts_alone = False
+        self.overruns: list[int] = []
 
     def tile(self, dtype: int, which: int) -> tuple[int, int, int]:
         sizes = (ctypes.c_int * 3)()
@@ -421,16 +426,22 @@ class Calls:
     def allocate(self, size: int) -> int:
         place = ctypes.c_void_p()
         full = sum(self.held.values()) + size > self.room
-        wanted = ctypes.c_size_t(1 << 60 if full else size)
+        wanted = ctypes.c_size_t(1 << 60 if full else size + 2 * GUARD_BYTES)
         error = self._library.fn_cuda_allocate(ctypes.byref(place), wanted)
         self._check(error, f"allocate {size} bytes")
         assert place.value
-        self.held[place.value] = size
-        return place.value
+        start = place.value + GUARD_BYTES
+        self.held[start] = size
+        for guard in (start - GUARD_BYTES, start + size):
+            ctypes.memset(guard, GUARD, GUARD_BYTES)
+        return start
 
     def release(self, place: int) -> None:
-        del self.held[place]
-        self._library.fn_cuda_release(ctypes.c_void_p(place))
+        size, untouched = self.held.pop(place), bytes([GUARD]) * GUARD_BYTES
+        for guard in (place - GUARD_BYTES, place + size):
+            if ctypes.string_at(guard, GUARD_BYTES) != untouched:
+                self.overruns.append(size)
+        self._library.fn_cuda_release(ctypes.c_void_p(place - GUARD_BYTES))
 
     def clear(self, place: int, size: int, stream: int) -> None:
         where = ctypes.c_void_p(place), ctypes.c_size_t(size), ctypes.c_void_p(stream)

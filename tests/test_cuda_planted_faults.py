@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[tuple[str, str, str], tuple[str, ...], Callable[[Kernels
         ("elementwise",), bias,
     ),
     "the last row of the mean loss left out": (
-        ("losses.cu", "row < rows; row += MEAN", "row < rows - 1; row += MEAN"), ("losses",),
+        ("losses.h", "row < rows; row += threads", "row < rows - 1; row += threads"), ("losses",),
         losses,
     ),
     "the last row of dropout not written": (

@@ -57,6 +57,7 @@ const Function FUNCTIONS[] = {
     FN_FUNCTION(advance),          FN_FUNCTION(spread),            FN_FUNCTION(inverse_root),
     FN_FUNCTION(row_moments),      FN_FUNCTION(norm_forward),      FN_FUNCTION(norm_sums),
     FN_FUNCTION(batch_backward),   FN_FUNCTION(layer_backward),    FN_FUNCTION(move_statistics),
+    FN_FUNCTION(fused_step),       FN_FUNCTION(fused_forward),     FN_FUNCTION(ensemble_steps),
 };
 constexpr int N_FUNCTIONS = static_cast<int>(sizeof FUNCTIONS / sizeof FUNCTIONS[0]);
 

@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -22,6 +23,7 @@ enum cudaError_t {
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
 enum cudaMemcpyKind { cudaMemcpyDefault = 4 };
 enum { cudaStreamNonBlocking = 1 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 
 namespace emulated {
 
@@ -33,6 +35,8 @@ struct Stream {
     Launches recorded;
 };
 inline thread_local cudaError_t last_error = cudaSuccess;
+/* Of a kernel, the shared memory that its launches may take beyond what all may. */
+inline std::map<const void *, size_t> asked_bytes;
 
 inline cudaError_t failed(cudaError_t error)
 {
@@ -73,6 +77,13 @@ inline const char *cudaGetErrorString(cudaError_t error)
 inline cudaError_t cudaGetDeviceCount(int *count)
 {
     *count = 1;
+    return cudaSuccess;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel *kernel, cudaFuncAttribute, int bytes)
+{
+    emulated::asked_bytes[reinterpret_cast<const void *>(kernel)] = static_cast<size_t>(bytes);
     return cudaSuccess;
 }
 

@@ -4,7 +4,8 @@
    descending order where FN_EMULATED_REVERSED is set: results may not depend on it. What a block
    leaves in shared memory is poisoned before the next. ThreadSanitizer sees every access, and so
    finds a barrier that is missing; a barrier that some threads of a block pass by, a write past a
-   shared array and more shared memory than a block has end the process with a message. */
+   shared array and more shared memory than a block has, or was asked for, end the process with a
+   message. */
 
 #ifndef FN_EMULATION_H
 #define FN_EMULATION_H
@@ -16,7 +17,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <thread>
 #include <vector>
 
@@ -37,6 +37,8 @@ namespace emulated {
 constexpr unsigned WARP = 32;
 /* What a block can have without being asked for more: 48 KiB on every card from sm_50 on. */
 constexpr size_t SHARED_BYTES = 48 << 10;
+/* What it can have on request: 99 KiB on the smallest card from sm_80 on. */
+constexpr size_t MOST_SHARED_BYTES = 99 << 10;
 constexpr size_t GUARD_BYTES = 64;
 constexpr unsigned char POISON = 0xFF, GUARD = 0xA5;
 
@@ -49,8 +51,10 @@ constexpr unsigned char POISON = 0xFF, GUARD = 0xA5;
 /* What the threads of a block share. */
 class Block {
 public:
-    explicit Block(unsigned threads)
-        : threads(threads), lanes(threads), memory(new Memory),
+    /* `launched` bytes of the array whose size the launch tells; more than usual where `asked`. */
+    Block(unsigned threads, size_t launched, size_t asked)
+        : threads(threads), lanes(threads), launched_bytes(launched), asked_bytes(asked),
+          memory(LAUNCHED_AT / 64 + (launched + GUARD_BYTES + 63) / 64),
           barrier(static_cast<std::ptrdiff_t>(threads), Between{this})
     {
         for (unsigned first = 0; first < threads; first += WARP) {
@@ -76,21 +80,21 @@ public:
     {
         const size_t start = *used;
         *used += (bytes + 15) / 16 * 16 + GUARD_BYTES;
-        if (start + bytes > SHARED_BYTES)
-            fail("a block asks for more shared memory than 48 KiB");
-        if (thread == 0) {
-            std::memset(memory->bytes + start + bytes, GUARD, *used - start - bytes);
-            guards.push_back({start + bytes, *used});
-        }
-        return memory->bytes + start;
+        check(start + bytes);
+        if (thread == 0)
+            guard(start + bytes, *used);
+        return bytes_at(start);
     }
+
+    void *launched_shared() { return bytes_at(LAUNCHED_AT); }
 
     const unsigned threads;
     std::vector<uint64_t> lanes; /* what each thread shows to its warp */
 
 private:
-    struct Memory {
-        alignas(64) unsigned char bytes[SHARED_BYTES + 16 * GUARD_BYTES];
+    static constexpr size_t LAUNCHED_AT = SHARED_BYTES + 16 * GUARD_BYTES;
+    struct alignas(64) Line {
+        unsigned char bytes[64];
     };
     struct Between {
         Block *block;
@@ -114,15 +118,37 @@ private:
 
     void between()
     {
-        for (const Range &guard : guards)
-            for (size_t i = guard.start; i < guard.end; i++)
-                if (memory->bytes[i] != GUARD)
+        for (const Range &range : guards)
+            for (size_t i = range.start; i < range.end; i++)
+                if (*bytes_at(i) != GUARD)
                     fail("a write past the end of a shared array");
         guards.clear();
-        std::memset(memory->bytes, POISON, sizeof memory->bytes);
+        std::memset(bytes_at(0), POISON, memory.size() * sizeof(Line));
+        check(0);
+        guard(LAUNCHED_AT - GUARD_BYTES, LAUNCHED_AT);
+        guard(LAUNCHED_AT + launched_bytes, LAUNCHED_AT + launched_bytes + GUARD_BYTES);
     }
 
-    std::unique_ptr<Memory> memory;
+    void check(size_t bytes) const
+    {
+        if (!asked_bytes && bytes + launched_bytes > SHARED_BYTES)
+            fail("a block asks for more shared memory than 48 KiB");
+        if (asked_bytes && launched_bytes > asked_bytes)
+            fail("a launch takes more shared memory than its kernel was given");
+        if (bytes + launched_bytes > MOST_SHARED_BYTES)
+            fail("a block asks for more shared memory than 99 KiB");
+    }
+
+    void guard(size_t start, size_t end)
+    {
+        std::memset(bytes_at(start), GUARD, end - start);
+        guards.push_back({start, end});
+    }
+
+    unsigned char *bytes_at(size_t i) { return memory.data()->bytes + i; }
+
+    const size_t launched_bytes, asked_bytes;
+    std::vector<Line> memory;
     std::vector<Range> guards;
     std::atomic<unsigned> ended{0};
     std::barrier<Between> barrier;
@@ -143,6 +169,11 @@ template <class T> T *shared(size_t count)
     return static_cast<T *>(self.team->shared(count * sizeof(T), &self.shared_used, self.place));
 }
 
+template <class T> T *launched_shared()
+{
+    return static_cast<T *>(self.team->launched_shared());
+}
+
 template <class T> T of_lane(T value, unsigned lane)
 {
     static_assert(sizeof(T) <= sizeof(uint64_t));
@@ -156,14 +187,14 @@ template <class T> T of_lane(T value, unsigned lane)
 }
 
 template <class Kernel, class... Args>
-void run(dim3 grid, dim3 block, Kernel kernel, Args... args)
+void run(dim3 grid, dim3 block, size_t shared, Kernel kernel, Args... args)
 {
     const unsigned threads = block.x * block.y * block.z;
     const unsigned blocks = grid.x * grid.y * grid.z;
     if (threads == 0 || threads > 1024 || blocks == 0 || grid.y > 65535 || grid.z > 65535)
         fail("no card takes a grid or a block of this size");
     const bool reversed = std::getenv("FN_EMULATED_REVERSED") != nullptr;
-    Block team(threads);
+    Block team(threads, shared, asked_bytes[reinterpret_cast<const void *>(kernel)]);
     const auto work = [&](unsigned place) {
         const dim3 thread(place % block.x, place / block.x % block.y, place / block.x / block.y);
         for (unsigned i = 0; i < blocks; i++) {

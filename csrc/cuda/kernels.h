@@ -117,6 +117,43 @@ int fn_cuda_move_statistics(int dtype, const void *mean, const void *variance, v
                             void *running_variance, double momentum, int rows, int n,
                             const void *state, void *stream);
 
+/* Where a small network lies in a block's shared memory, in numbers: fastneuron/kernels/fused_plan.py
+   says what they are. 0 stands for a bias or a place of z that is not there. */
+enum { FN_FUSED_LAYERS = 16 };
+typedef struct {
+    int32_t inputs, outputs, activation;
+    int32_t weight_at, bias_at, row; /* in the flat vector of parameters */
+    int32_t near_at, stride, tile_at, z_at;
+} fn_cuda_layer;
+typedef struct {
+    int32_t layers, rows, tile_at, numbers, flat, holds;
+    fn_cuda_layer layer[FN_FUSED_LAYERS];
+} fn_cuda_network;
+
+/* A step on the rows order[bounds[step]], ... of x, up to row_losses (B,) and the gradients partial
+   (blocks of network.rows rows, n) of p (n,), 0 between arrays; targets, labels and weight as in
+   fn_cuda_loss_rows, but of all x. network: fn_cuda_network, on the host, -1 where it is too large,
+   as for all of these. threads: of a block, a power of two. */
+int fn_cuda_fused_step(int dtype, int loss, const void *network, int threads, const void *x,
+                       const void *targets, const void *labels, const void *weight,
+                       const void *order, const void *bounds, const void *state, const void *p,
+                       void *row_losses, void *partial, int rows, void *stream);
+/* out (models, B, O) of x (B, I), `apart` numbers from model to model, by p (models, n). */
+int fn_cuda_fused_forward(int dtype, const void *network, int models, int threads, const void *x,
+                          const void *p, void *out, int rows, int64_t apart, void *stream);
+/* Steps up to `last` of M models, each from where its state (M,) stands: a block a model. x, targets
+   or labels, weight and order begin `apart` numbers from model to model, 0 where all share them.
+   scalars (steps, tables, N_SCALARS), tables M or 1 for all; marks (M, n / FN_RUN); p, g, m, v
+   (M, n), g 0 between arrays, m and v null where the kind has no such moment; rows (M, most), the
+   losses of a batch's rows; losses (steps, M). What fails stops alone. */
+int fn_cuda_ensemble_steps(int dtype, int loss, int kind, const void *network, int models,
+                           int threads, const void *x, const void *targets, const void *labels,
+                           const void *weight, const void *order, const void *bounds,
+                           const void *scalars, const void *marks, void *p, void *g, void *m,
+                           void *v, void *rows, void *losses, void *state, int64_t x_apart,
+                           int64_t y_apart, int64_t weight_apart, int64_t order_apart, int tables,
+                           int most, int64_t last, void *stream);
+
 /* Devices that there are, or the error that says why none can be had; in words. */
 int fn_cuda_devices(int *count);
 const char *fn_cuda_error(int error);
@@ -130,9 +167,9 @@ int fn_cuda_wait(void *stream);
 int fn_cuda_stream(void **stream);
 int fn_cuda_end_stream(void *stream);
 
-/* A start of one of the functions above, up to fn_cuda_move_statistics, but for its stream: each
+/* A start of one of the functions above, up to fn_cuda_ensemble_steps, but for its stream: each
    argument as a whole number (or address) and as a real one, of which the function takes its own. */
-enum { FN_ARGUMENTS = 12 };
+enum { FN_ARGUMENTS = 28 };
 typedef struct {
     int64_t whole;
     double real;

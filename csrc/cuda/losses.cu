@@ -1,38 +1,10 @@
-/* Losses: of every row with its gradient, and of the batch. Formulas: fastneuron/losses.py. */
+/* Losses: of every row with its gradient, and of the batch. */
 
-#include "functions.h"
 #include "kernels.h"
+#include "losses.h"
 #include "state.h"
-#include "sums.h"
 
 namespace {
-
-/* Any loss but cross-entropy of output o and target y: l, and dl/do in `slope`. */
-template <class T> FN_DEVICE T loss_of(int code, T o, T y, T *slope)
-{
-    const T r = o - y;
-    switch (code) {
-    case LOSS_MSE:
-        *slope = 2 * r;
-        return r * r;
-    case LOSS_MAE:
-        *slope = r > 0 ? T(1) : r < 0 ? T(-1) : r; /* r: 0, or NaN */
-        return size_of(r);
-    case LOSS_HUBER: {
-        const T size = size_of(r);
-        *slope = not_above(not_below(r, T(-1)), T(1));
-        return size > 1 ? size - T(0.5) : T(0.5) * r * r;
-    }
-    case LOSS_BINARY_CROSS_ENTROPY:
-        *slope = logistic(o) - y;
-        return not_below(o, T(0)) - o * y + log1p_of(exp_of(-size_of(o)));
-    default: { /* Poisson */
-        const T e = exp_of(o);
-        *slope = e - y;
-        return e - y * o;
-    }
-    }
-}
 
 /* Arguments of a loss over a batch; labels or targets are null. */
 template <class T> struct Batch {
@@ -43,59 +15,9 @@ template <class T> struct Batch {
     int rows, columns;
 };
 
-/* A warp has a row: lane l takes outputs l, l + 32 and so on, then the lanes are added up. */
-template <class T> FN_DEVICE void values_of_row(const Batch<T> &batch, int code, int row, int lane)
-{
-    const int64_t start = static_cast<int64_t>(row) * batch.columns;
-    const T weight = batch.weight ? batch.weight[row] : T(1);
-    const T factor = weight / static_cast<T>(batch.rows) / static_cast<T>(batch.columns);
-    T total = 0;
-    for (int column = lane; column < batch.columns; column += WARP_LANES) {
-        T slope;
-        total += loss_of(code, batch.out[start + column], batch.targets[start + column], &slope);
-        batch.dout[start + column] = factor * slope;
-    }
-    total = sum_of_warp(total);
-    if (lane == 0)
-        batch.row_losses[row] = weight * (total / static_cast<T>(batch.columns));
-}
-
-/* The logits less their largest, so that no exponential overflows; a class number stands for the
-   row that is 1 there. */
-template <class T> FN_DEVICE void cross_entropy_of_row(const Batch<T> &batch, int row, int lane)
-{
-    const T *out = batch.out + static_cast<int64_t>(row) * batch.columns;
-    const T *y = batch.targets + (batch.targets ? static_cast<int64_t>(row) * batch.columns : 0);
-    T *dout = batch.dout + static_cast<int64_t>(row) * batch.columns;
-    const T weight = batch.weight ? batch.weight[row] : T(1);
-    const T scale = weight / static_cast<T>(batch.rows);
-    T top = out[0];
-    for (int column = lane; column < batch.columns; column += WARP_LANES)
-        top = out[column] > top ? out[column] : top;
-    top = largest_of_warp(top);
-    T total = 0, share = 0;
-    for (int column = lane; column < batch.columns; column += WARP_LANES) {
-        total += exp_of(out[column] - top);
-        share += batch.labels ? T(0) : y[column];
-    }
-    const T log_total = log_of(sum_of_warp(total));
-    share = batch.labels ? T(1) : sum_of_warp(share);
-    const int64_t label = batch.labels ? batch.labels[row] : 0;
-    T loss = 0;
-    for (int column = lane; column < batch.columns; column += WARP_LANES) {
-        const T log_p = out[column] - top - log_total;
-        const T target = !batch.labels ? y[column] : column == label ? T(1) : T(0);
-        if (!batch.labels || column == label)
-            loss -= target * log_p;
-        dout[column] = scale * (exp_of(log_p) * share - target);
-    }
-    loss = sum_of_warp(loss);
-    if (lane == 0)
-        batch.row_losses[row] = weight * loss;
-}
-
 constexpr int LOSS_WARPS = 4;
 
+/* A warp has a row. */
 template <class T>
 __global__ void __launch_bounds__(LOSS_WARPS *WARP_LANES) loss_rows(const Batch<T> batch, int code)
 {
@@ -104,10 +26,15 @@ __global__ void __launch_bounds__(LOSS_WARPS *WARP_LANES) loss_rows(const Batch<
                     static_cast<int>(threadIdx.x) / WARP_LANES;
     if (row >= batch.rows)
         return;
-    if (code == LOSS_CROSS_ENTROPY)
-        cross_entropy_of_row(batch, row, lane);
-    else
-        values_of_row(batch, code, row, lane);
+    const int64_t start = static_cast<int64_t>(row) * batch.columns;
+    const LossRow<T> mine{batch.out + start, 1, batch.targets ? batch.targets + start : nullptr,
+                          batch.labels ? batch.labels[row] : 0,
+                          batch.weight ? batch.weight[row] : T(1), batch.rows, batch.columns};
+    T *dout = batch.dout + start;
+    const T loss = loss_of_row<WARP_LANES>(mine, code, lane,
+                                           [dout](int column, T d) { dout[column] = d; });
+    if (lane == 0)
+        batch.row_losses[row] = loss;
 }
 
 template <class T>
@@ -133,15 +60,13 @@ template <class T>
 __global__ void __launch_bounds__(MEAN_THREADS)
     batch_loss(const T *row_losses, int rows, double *losses, fn_cuda_state *state)
 {
-    double total = 0;
-    for (int row = static_cast<int>(threadIdx.x); row < rows; row += MEAN_THREADS)
-        total += static_cast<double>(row_losses[row]);
-    total = sum_of_block<MEAN_THREADS>(total);
+    const double mine = my_losses(row_losses, rows, MEAN_THREADS);
+    const double total = sum_of_block<MEAN_THREADS>(mine);
     if (threadIdx.x > 0 || state->status != STATUS_OK)
         return;
     const double mean = total / rows;
     losses[state->step] = mean;
-    if (!(mean - mean == 0))
+    if (!is_finite(mean))
         state->status = STATUS_LOSS_NOT_FINITE;
 }
 

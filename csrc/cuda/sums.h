@@ -8,38 +8,46 @@
 constexpr int WARP_LANES = 32;
 
 /* Each lane's number added up, the same bits in every lane: halves meet halves. */
-template <class T> FN_DEVICE T sum_of_warp(T x)
+template <int LANES = WARP_LANES, class T> FN_DEVICE T sum_of_warp(T x)
 {
 #pragma unroll
-    for (int mask = WARP_LANES / 2; mask > 0; mask /= 2)
+    for (int mask = LANES / 2; mask > 0; mask /= 2)
         x += __shfl_xor_sync(0xffffffffu, x, mask);
     return x;
 }
 
-template <class T> FN_DEVICE T largest_of_warp(T x)
+template <int LANES = WARP_LANES, class T> FN_DEVICE T largest_of_warp(T x)
 {
 #pragma unroll
-    for (int mask = WARP_LANES / 2; mask > 0; mask /= 2) {
+    for (int mask = LANES / 2; mask > 0; mask /= 2) {
         const T other = __shfl_xor_sync(0xffffffffu, x, mask);
         x = other > x ? other : x;
     }
     return x;
 }
 
-/* Each thread's number added up; thread 0 has the sum. All threads of the block come here. */
-template <int THREADS> FN_DEVICE double sum_of_block(double x)
+/* Each thread's number added up, a power of two of them: all threads of the block come here, and all
+   have the sum. `of_threads`, shared, has a place for each and can be used again at once. */
+FN_DEVICE double sum_of_threads(double *of_threads, int threads, double x)
 {
-    static_assert((THREADS & (THREADS - 1)) == 0);
-    FN_SHARED(double, of_threads, THREADS);
     const int thread = static_cast<int>(threadIdx.x);
     of_threads[thread] = x;
     __syncthreads();
-    for (int half = THREADS / 2; half > 0; half /= 2) {
+    for (int half = threads / 2; half > 0; half /= 2) {
         if (thread < half)
             of_threads[thread] += of_threads[thread + half];
         __syncthreads();
     }
-    return of_threads[0];
+    const double total = of_threads[0];
+    __syncthreads();
+    return total;
+}
+
+template <int THREADS> FN_DEVICE double sum_of_block(double x)
+{
+    static_assert((THREADS & (THREADS - 1)) == 0);
+    FN_SHARED(double, of_threads, THREADS);
+    return sum_of_threads(of_threads, THREADS, x);
 }
 
 /* Column sums, stage 1: a block takes a group of rows and ACROSS columns. Each thread adds every

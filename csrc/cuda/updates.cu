@@ -1,30 +1,23 @@
 /* The optimizer's step on flat buffers: the gradient's norm, then every parameter at once. */
 
-#include "functions.h"
 #include "kernels.h"
 #include "state.h"
 #include "sums.h"
+#include "updates.h"
 
 namespace {
 
 constexpr int NORM_THREADS = 128, NORM_NUMBERS = 4096; /* a block: 32 numbers a thread */
 
-/* Stage 1 of the squared norm, in float64 as the reference engine has it: the square of a float32
-   number may overflow float32, which is what is to be found. */
+/* Stage 1 of the squared norm. */
 template <class T>
 __global__ void __launch_bounds__(NORM_THREADS)
     squares(const T *g, const unsigned char *marks, double *partial, int64_t n)
 {
     const int64_t first = static_cast<int64_t>(blockIdx.x) * NORM_NUMBERS;
-    double total = 0;
-    for (int i = static_cast<int>(threadIdx.x); i < NORM_NUMBERS; i += NORM_THREADS) {
-        const int64_t at = first + i;
-        if (at < n && marks[at / FN_RUN] & FN_TRAINED) {
-            const double x = static_cast<double>(g[at]);
-            total += x * x;
-        }
-    }
-    total = sum_of_block<NORM_THREADS>(total);
+    const int64_t end = n - first < NORM_NUMBERS ? n : first + NORM_NUMBERS;
+    const double mine = my_squares(g, marks, first, end, NORM_THREADS);
+    const double total = sum_of_block<NORM_THREADS>(mine);
     if (threadIdx.x == 0)
         partial[blockIdx.x] = total;
 }
@@ -40,55 +33,9 @@ __global__ void __launch_bounds__(NORM_THREADS)
     total = sum_of_block<NORM_THREADS>(total);
     if (threadIdx.x > 0 || state->status != STATUS_OK)
         return;
-    const double limit = scalars_of(scalars, state)[OPTIMIZERS_CLIP_NORM], norm = sqrt(total);
-    state->clip_scale = limit > 0 && limit < norm ? limit / norm : 1;
-    if (!(total <= largest))
+    state->clip_scale = clip_scale(total, scalars_of(scalars, state)[OPTIMIZERS_CLIP_NORM]);
+    if (!applies(total, largest))
         state->status = STATUS_GRADIENT_NOT_FINITE;
-}
-
-/* A step's scalars, rounded to T after they were combined in float64. */
-template <class T> struct Numbers {
-    T rate, l2, shrink, beta1, rest1, beta2, rest2, epsilon, correction, clip;
-
-    FN_DEVICE Numbers(const double *s, double clip_scale)
-        : rate(static_cast<T>(s[OPTIMIZERS_RATE])), l2(static_cast<T>(s[OPTIMIZERS_L2])),
-          shrink(static_cast<T>(s[OPTIMIZERS_SHRINK])), beta1(static_cast<T>(s[OPTIMIZERS_BETA1])),
-          rest1(static_cast<T>(1 - s[OPTIMIZERS_BETA1])),
-          beta2(static_cast<T>(s[OPTIMIZERS_BETA2])),
-          rest2(static_cast<T>(1 - s[OPTIMIZERS_BETA2])),
-          epsilon(static_cast<T>(s[OPTIMIZERS_EPSILON])),
-          correction(static_cast<T>(s[OPTIMIZERS_CORRECTION])), clip(static_cast<T>(clip_scale))
-    {
-    }
-};
-
-/* One parameter's step; m and v are its moments, as many as the kind has. */
-template <class T>
-FN_DEVICE void stepped(int kind, const Numbers<T> &s, bool decays, T *p, T g, T *m, T *v)
-{
-    g = s.clip * g + (decays ? s.l2 : T(0)) * *p;
-    switch (kind) {
-    case UPDATE_SGD:
-        *p -= s.rate * g;
-        break;
-    case UPDATE_MOMENTUM:
-        *m = s.beta1 * *m + g;
-        *p -= s.rate * *m;
-        break;
-    case UPDATE_NESTEROV:
-        *m = s.beta1 * *m + g;
-        *p -= s.rate * (g + s.beta1 * *m);
-        break;
-    case UPDATE_ADAM:
-        *m = s.beta1 * *m + s.rest1 * g;
-        *v = s.beta2 * *v + s.rest2 * (g * g);
-        *p = *p - (decays ? s.shrink : T(0)) * *p -
-             s.rate * *m / (root_of(*v) * s.correction + s.epsilon);
-        break;
-    default: /* RMSprop, whose one moment comes first */
-        *m = s.beta2 * *m + s.rest2 * (g * g);
-        *p -= s.rate * g / (root_of(*m) + s.epsilon);
-    }
 }
 
 /* Parameters, gradients and moments are flat buffers of one layout: arrays begin at whole runs of
@@ -117,21 +64,7 @@ __global__ void __launch_bounds__(RUN_THREADS)
         }
         return;
     }
-    typedef Pack<T> P;
-    P my_p = *reinterpret_cast<const P *>(p + at), my_m = {}, my_v = {};
-    const P my_g = *reinterpret_cast<const P *>(g + at);
-    if (m)
-        my_m = *reinterpret_cast<const P *>(m + at);
-    if (v)
-        my_v = *reinterpret_cast<const P *>(v + at);
-#pragma unroll
-    for (int i = 0; i < SIZE; i++)
-        stepped(kind, s, mark & FN_DECAYS, my_p.at + i, my_g.at[i], my_m.at + i, my_v.at + i);
-    *reinterpret_cast<P *>(p + at) = my_p;
-    if (m)
-        *reinterpret_cast<P *>(m + at) = my_m;
-    if (v)
-        *reinterpret_cast<P *>(v + at) = my_v;
+    pack_stepped(kind, s, mark & FN_DECAYS, p + at, g + at, m ? m + at : m, v ? v + at : v);
 }
 
 /* The step is done, unless the chunk has ended. */
@@ -160,8 +93,6 @@ int start_update(int kind, void *p, const void *g, void *m, void *v, const void 
                   static_cast<const unsigned char *>(marks), static_cast<const double *>(scalars),
                   static_cast<const fn_cuda_state *>(state), n);
 }
-
-constexpr double LARGEST_SINGLE = 3.4028234663852886e38, LARGEST_DOUBLE = 1.7976931348623157e308;
 
 } // namespace
 

@@ -211,8 +211,7 @@ def cpp_kind() -> Kind:
     module = import_module(_CPP_ROOM)
     if problem := module.missing():
         raise BackendUnavailable(problem)
-    made = (v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Engine))
-    return Kind(CPP, next(engine for engine in made if engine is not Engine))
+    return Kind(CPP, module.CythonCudaEngine, many=module.ensemble_engine)
 
 
 def engine_kinds(*, simulated: bool) -> dict[str, Callable[[], Kind]]:

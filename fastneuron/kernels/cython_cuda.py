@@ -5,7 +5,7 @@ It needs NVIDIA's driver and no other package. Importing this needs neither: `mi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -16,18 +16,22 @@ import numpy as np
 from fastneuron.errors import BackendUnavailable
 from fastneuron.kernels import constants
 from fastneuron.kernels.contract import Array
+from fastneuron.kernels.cython_cuda_ensemble import CythonCudaEnsembleEngine
 from fastneuron.kernels.device_calls import Call, Calls, Device, Graph, Program
 from fastneuron.kernels.device_engine import DeviceEngine, watched
+from fastneuron.kernels.device_fused import takes
 from fastneuron.kernels.device_memory import Buffer, Chunk, State
 from fastneuron.kernels.device_passes import Passes
 from fastneuron.kernels.device_presence import missing_card
 from fastneuron.kernels.device_slots import DeviceSlots
 from fastneuron.kernels.device_state import DeviceRows
+from fastneuron.kernels.ensemble_contract import EnsembleEngine
+from fastneuron.kernels.fused_plan import ensemble_plan
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
 
-__all__ = ["CythonCudaEngine", "missing", "slots"]
+__all__ = ["CythonCudaEngine", "ensemble_engine", "missing", "slots"]
 
 #: Numbers of the large and the small tile in kernels.h.
 TILES = (0, 1)
@@ -72,6 +76,27 @@ def missing() -> str:
 def slots() -> dict[str, Callable[..., Any]]:
     """Return the slots by name: all of them. BackendUnavailable where there is no card."""
     return DeviceSlots(_calls(), TILES[1]).table()
+
+
+def ensemble_engine(
+    spec: NetworkSpec, loss: Loss | None, optimizers: Sequence[Optimizer], **given: Any
+) -> EnsembleEngine | None:
+    """Return the engine that trains each of many networks in a block, or None where it cannot.
+
+    `given`: n_threads and batch_size, as in `EnsembleEngine`. It can where all layers are dense and
+    small, and not too many: see `fused_plan.ensemble_plan` and `device_fused.takes`.
+
+    Raises
+    ------
+    BackendUnavailable
+        Where there is no extension, no driver or no card.
+    DeviceError
+        Where the device has no room for so many, or fails.
+    """
+    plan = ensemble_plan(spec)
+    if plan is None or not takes(plan):
+        return None
+    return CythonCudaEnsembleEngine(spec, loss, optimizers, calls=_calls(), **given)
 
 
 def _calls() -> Calls:

@@ -19,7 +19,7 @@ Calls: TypeAlias = Any
 Call: TypeAlias = tuple[str, tuple[float, ...]]
 
 #: FN_ARGUMENTS and fn_cuda_call of kernels.h: each argument is there as either kind of number.
-_ARGUMENTS = 12
+_ARGUMENTS = 28
 _CALL = struct.Struct("@q" + "qd" * _ARGUMENTS)
 
 
