@@ -10,9 +10,14 @@ from pathlib import Path
 
 import numpy as np
 from emulated_cuda import Kernels, state_at
+from emulated_fused import Data, predict, step, train
 
+from fastneuron.kernels.device_plan import flat_size
+from fastneuron.kernels.fused_plan import FusedPlan, ensemble_plan, fused_plan
+from fastneuron.layers import Dense
 from fastneuron.losses import LOSSES
 from fastneuron.optimizers import N_SCALARS, UpdateKind
+from fastneuron.spec import NetworkSpec
 
 
 def products(kernels: Kernels) -> None:
@@ -62,7 +67,47 @@ def norms(kernels: Kernels) -> None:
     kernels.layer_backward(x, middle, inverse, mean, dy)
 
 
-ROOMS = {each.__name__: each for each in (products, elementwise, losses, updates, norms)}
+SMALL = NetworkSpec.chain([Dense(5, 9, "gelu"), Dense(9, 6, "tanh"), Dense(6, 2)])
+
+
+def data_of(rng: np.random.Generator) -> Data:
+    x, y = (rng.normal(size=(11, width)).astype(np.float32) for width in (5, 2))
+    return Data(x, y, None, rng.permutation(11)[None])
+
+
+def fused(kernels: Kernels) -> None:
+    rng = np.random.default_rng(0)
+    p, data = rng.normal(size=flat_size(SMALL)).astype(np.float32), data_of(rng)
+    given = LOSSES["mse"], 4, p, data, np.array([0, 11]), state_at(0)
+    step(kernels, planned(fused_plan(SMALL, (4,))), *given)
+    for holds in (True, False):
+        plan = planned(ensemble_plan(SMALL, (4,), holds=holds))
+        p = rng.normal(size=(2, plan.flat)).astype(np.float32)
+        predict(kernels, plan, 4, p, data.x, own=False)
+
+
+def ensemble(kernels: Kernels) -> None:
+    """Two steps of two tiles, then a launch that finds all done."""
+    rng = np.random.default_rng(0)
+    for holds in (True, False):
+        plan = planned(ensemble_plan(SMALL, (4,), holds=holds))
+        vectors = [rng.normal(size=(2, plan.flat)).astype(np.float32)]
+        vectors += [np.zeros_like(vectors[0])] * 2
+        scalars, marks = np.full((2, 1, N_SCALARS), 0.01), np.full(plan.flat // 8, 3, np.uint8)
+        given = data_of(rng), np.array([0, 5, 11]), scalars, marks
+        what = kernels, plan, LOSSES["mse"], UpdateKind.ADAM, 4, *given
+        vectors, _, states = train(*what, vectors)
+        train(*what, vectors, states)
+
+
+def planned(plan: FusedPlan | None) -> FusedPlan:
+    assert plan is not None
+    return plan
+
+
+ROOMS = {
+    each.__name__: each for each in (products, elementwise, losses, updates, norms, fused, ensemble)
+}
 
 
 def main(library: str, *rooms: str) -> None:

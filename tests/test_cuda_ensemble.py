@@ -107,22 +107,6 @@ def test_bits_do_not_depend_on_the_order_of_blocks(make: Any) -> None:
     assert_same(state_of(second), state_of(first))
 
 
-def test_what_is_not_finite_in_rows_that_are_not_there_is_not_summed(make: Any) -> None:
-    """A tile's rows past the batch stay 0, whatever a bias or an exponential makes of 0."""
-    of = case_of(Dense(1, 3, "relu"), Dense(None, 1), rows=3, batch=3)
-    many = np.float32(3e38)
-    parameters = [
-        (np.ones((1, 1, 3), "float32"), np.full((1, 3), many)),
-        (np.full((1, 3, 1), many), np.zeros((1, 1), "float32")),
-    ]
-    engine = engine_of(make, of, parameters, [of.optimizer])
-    x, losses = np.full((3, 1), -many), np.zeros((1, 1))
-    given = np.arange(3)[None], np.array([0, 3]), scalars_of(of, 1)[:, None]
-    outcome = engine.run(x, of.y, None, *given, losses)
-    assert outcome.steps == [1]
-    assert np.isfinite(losses).all()
-
-
 def test_networks_of_too_many_layers_have_no_engine(make: Any, monkeypatch: Any) -> None:
     made = []
     monkeypatch.setattr(cython_cuda, "_calls", lambda: made.append(1) or make.keywords["calls"])

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from cuda_kernels import in_cpp
-from emulated_cuda import SOURCES
+from emulated_cuda import KERNELS, SOURCES
 
 from fastneuron.kernels.constants import header
 
-#: Registers a thread of the large tile of float32 may have: two blocks of 256 threads share the
-#: 65,536 of a multiprocessor.
+#: Registers a thread of the large tile of float32, or of a small network's block, may have: two
+#: blocks of 256 threads share the 65,536 of a multiprocessor.
 MOST_REGISTERS = 128
 CARDS = ("sm_80", "sm_90", "sm_100")
 
@@ -40,7 +40,7 @@ def ptx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nvcc = tool("nvcc")
     folder = tmp_path_factory.mktemp("ptx")
     (folder / "constants.h").write_text(header(), encoding="utf-8")
-    names = ("products", "elementwise", "losses", "updates", "norms")
+    names = KERNELS
     text = "".join(f'#include "{name}.cu"\n' for name in names)
     (folder / "all.cu").write_text(text, encoding="utf-8")
     flags = [
@@ -75,7 +75,9 @@ def test_every_kernel_is_compiled(ptx: Path) -> None:
 
 
 #: Those that hold float64 numbers by design: sums over the batch, scalars of the optimizer.
-FLOAT64 = ("batch_loss", "squares", "update", "dropout", "clip")
+FLOAT64 = ("batch_loss", "squares", "update", "dropout", "clip", "ensemble_steps")
+#: A small network's block: both ways to hold parameters of each kernel but the step.
+FUSED = re.compile(r"fused_(?:step|forward)If|ensemble_stepsIf")
 
 
 def test_float32_kernels_know_no_float64(ptx: Path) -> None:
@@ -98,6 +100,19 @@ def test_products_load_and_store_16_bytes_at_once(ptx: Path) -> None:
         assert re.search(r"st\.global\.v4", text), name
 
 
+def test_small_networks_load_and_store_16_bytes_at_once(ptx: Path) -> None:
+    found = {name: text for name, text in entries(ptx).items() if FUSED.search(name)}
+    assert len(found) == 5
+    for name, text in found.items():
+        assert len(re.findall(r"ld\.shared\.v4\.f32", text)) >= 4, name
+        assert re.search(r"st\.shared\.v4\.f32", text), name
+        # What is read by itself: for losses, and on the way home.
+        assert text.count("ld.shared.f32") < text.count("fma.rn.f32") / 4, name
+        if "ensemble" in name:
+            assert re.search(r"ld\.global\.v4\.f32", text), name
+            assert re.search(r"st\.global\.v4\.f32", text), name
+
+
 @pytest.mark.parametrize("card", CARDS)
 def test_registers_and_spills(ptx: Path, card: str) -> None:
     command = [tool("ptxas"), "-v", f"-arch={card}", str(ptx), "-o", "/dev/null"]
@@ -107,7 +122,11 @@ def test_registers_and_spills(ptx: Path, card: str) -> None:
         said, re.DOTALL,
     )  # fmt: skip
     assert len(found) >= len(entries(ptx))
-    of_products = {name: int(registers) for name, _, registers in found if "7productIf" in name}
-    assert len(of_products) == 6
-    assert {name: n for name, n in of_products.items() if n > MOST_REGISTERS} == {}
+    limited = {
+        name: int(registers)
+        for name, _, registers in found
+        if "7productIf" in name or FUSED.search(name)
+    }
+    assert len(limited) == 6 + 5
+    assert {name: n for name, n in limited.items() if n > MOST_REGISTERS} == {}
     assert {name: spills for name, spills, _ in found if int(spills)} == {}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import emulated_cuda
 import pytest
+import test_cuda_fused
 import test_cuda_passes
 import test_cuda_products
 from emulated_cuda import SOURCES, TINY, Kernels
@@ -42,6 +43,31 @@ def losses(kernels: Kernels) -> None:
         test_cuda_passes.test_losses(kernels, name, False, "float32")
 
 
+def block(kernels: Kernels) -> None:
+    for name in ("ragged", "saves z"):
+        test_cuda_fused.test_a_step_is_within_its_bounds(kernels, name, False)
+
+
+def prediction(kernels: Kernels) -> None:
+    for name in ("ragged", "saves z"):
+        test_cuda_fused.check_predictions(kernels, name, holds=True)
+
+
+def models(kernels: Kernels) -> None:
+    for own in (False, True):
+        for name in ("ragged", "classes"):
+            test_cuda_fused.check_steps(kernels, name, own=own, holds=own)
+
+
+def failed(kernels: Kernels) -> None:
+    test_cuda_fused.test_a_model_that_has_failed_or_is_done_stays_as_it_is(kernels)
+
+
+def not_there(kernels: Kernels) -> None:
+    test_cuda_fused.test_what_is_not_finite_in_rows_that_are_not_there_is_not_summed(kernels)
+
+
+_BLOCK, _MODELS = ("fused", "updates", "elementwise"), ("ensemble", "updates")
 #: Where: a file, what it holds, and what instead. The rooms to build, and what must fail.
 FAULTS: dict[str, tuple[tuple[str, str, str], tuple[str, ...], Callable[[Kernels], None]]] = {
     "forward without its bias": (
@@ -78,6 +104,61 @@ FAULTS: dict[str, tuple[tuple[str, str, str], tuple[str, ...], Callable[[Kernels
     "the last row of the mean loss left out": (
         ("losses.h", "row < rows; row += threads", "row < rows - 1; row += threads"), ("losses",),
         losses,
+    ),
+    "a small network without its bias": (
+        ("fused.h", "bias[column + j] : T(0)", "T(0) : T(0)"), ("fused",), prediction,
+    ),
+    "a small network's last column without its bias": (
+        ("fused.h", "bias_at && column + j < outputs", "bias_at && column + j < outputs - 1"),
+        ("fused",), prediction,
+    ),
+    "the last input of a small network left out": (
+        ("fused.h", "k < inputs; k++", "k < inputs - 1; k++"), ("fused",), prediction,
+    ),
+    "the last row of a small network's bias gradient left out": (
+        ("fused.h", "total += four[k]", "total += row + k < count - 1 ? four[k] : T(0)"),
+        _BLOCK, block,
+    ),
+    "the last rows of a small network's weight gradient left out": (
+        ("fused.h", "row < count; row += 4) {\n                T x[4][4]",
+         "row < count - 4; row += 4) {\n                T x[4][4]"), _BLOCK, block,
+    ),
+    "a small network's slope of the layer above": (
+        ("fused.h", "gated(below.activation, T(1)", "gated(layer.activation, T(1)"), _BLOCK, block,
+    ),
+    "the weight of the layer above in a delta": (
+        ("fused.h", "index > 0 && index < net.layers - 1", "index < 0"), _BLOCK, block,
+    ),
+    "the gaps between gradients not cleared": (
+        ("fused.cu", "mine[i] = 0;", "mine[i] = mine[i];"), _BLOCK, block,
+    ),
+    "another model's parameters in a prediction": (
+        ("fused.cu", "p + model * net.flat", "p + model * (net.flat - 16)"), ("fused",), prediction,
+    ),
+    "another model's rows": (
+        ("ensemble.cu", "model * e.x_apart", "model * (e.x_apart - 1)"), _MODELS, models,
+    ),
+    "all models on the first one's rows": (
+        ("ensemble.cu", "data.x += model * e.x_apart;", ""), _MODELS, models,
+    ),
+    "all models by the first one's scalars": (
+        ("ensemble.cu", "e.tables == 1 ? 0 : model", "0"), _MODELS, models,
+    ),
+    "only the last tile of a batch in the gradient": (
+        ("fused.h", "adds ? *place + sum : sum", "adds ? sum : sum"), _MODELS, models,
+    ),
+    "the last row of a model's mean loss left out": (
+        ("losses.h", "row < rows; row += threads", "row < rows - 1; row += threads"),
+        ("ensemble", "updates"), models,
+    ),
+    "the decay of another model's biases": (
+        ("ensemble.cu", "e.marks + start / FN_RUN", "e.marks"), _MODELS, models,
+    ),
+    "a model that has failed goes on": (
+        ("ensemble.cu", "&& status == STATUS_OK", ""), _MODELS, failed,
+    ),
+    "rows past the batch not kept at zero": (
+        ("fused.h", "a[i] = i < there ?", "a[i] = i < 4 ?"), _MODELS, not_there,
     ),
     "the last row of dropout not written": (
         ("elementwise.cu", "four * 4 + i < rows", "four * 4 + i < rows - 1"), ("elementwise",),

@@ -86,15 +86,20 @@ def barriers() -> list[tuple[str, int]]:
     """(file, how many-th) of every barrier of the kernels."""
     return [
         (path.name, i)
-        for path in sorted(SOURCES.glob("*.h"))
+        for path in sorted(SOURCES.glob("*.[ch]*"))
         if path.name != "emulation.h"
         for i in range(path.read_text("utf-8").count(BARRIER))
     ]
 
 
 def rooms_of(file: str) -> tuple[str, ...]:
-    """The rooms to build where a header is changed."""
-    return {"sums": ("elementwise", "updates")}.get(Path(file).stem, ("products",))
+    """The rooms to build where a file is changed."""
+    rooms = {
+        "sums": ("elementwise", "updates", "ensemble"),
+        "fused": ("fused", "ensemble"),
+        "ensemble": ("ensemble",),
+    }
+    return rooms.get(Path(file).stem, ("products",))
 
 
 @pytest.mark.usefixtures("thread_checker")

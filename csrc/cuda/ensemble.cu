@@ -29,7 +29,7 @@ template <class T> struct Ensemble {
 
 /* All parameters of a model and their moments. */
 template <class T>
-FN_DEVICE void update(const Ensemble<T> &e, const double *scalars, double squared, T *p,
+FN_DEVICE void update_model(const Ensemble<T> &e, const double *scalars, double squared, T *p,
                       int64_t start, const unsigned char *marks)
 {
     const double clip = clip_scale(squared, scalars[OPTIMIZERS_CLIP_NORM]);
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(FUSED_THREADS, FUSED_BLOCKS)
     int64_t step = e.state[model].step, status = e.state[model].status;
     if (HOLDS)
         block.hold();
-    __syncthreads(); /* all have read the state, and the parameters are there */
+    __syncthreads(); /* all have read the state, which may be written at once */
     while (step < e.last && status == STATUS_OK) {
         const int64_t first = e.bounds[step];
         const int batch = static_cast<int>(e.bounds[step + 1] - first);
@@ -90,10 +90,9 @@ __global__ void __launch_bounds__(FUSED_THREADS, FUSED_BLOCKS)
             break;
         }
         const int64_t table = step * e.tables + (e.tables == 1 ? 0 : model);
-        update(e, e.scalars + table * OPTIMIZERS_N_SCALARS, squared,
+        update_model(e, e.scalars + table * OPTIMIZERS_N_SCALARS, squared,
                HOLDS ? near : e.p + start, start, marks);
-        step++;
-        __syncthreads(); /* of the parameters, before they are read */
+        step++; /* before any parameter is read comes the barrier of `take` */
     }
     if (HOLDS)
         block.let_go(e.p + start);

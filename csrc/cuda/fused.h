@@ -53,8 +53,8 @@ template <class T> FN_DEVICE void write4(T *place, const T (&four)[4])
 
 FN_DEVICE int whole_fours(int count) { return (count + 3) / 4 * 4; }
 
-/* A network's tile in shared memory, `near`. All threads of the block call these together; each but
-   `hold` and `let_go` ends with a barrier. HOLDS says that all parameters lie there, else p is where
+/* A network's tile in shared memory, `near`. All threads of the block call these together; what a
+   pass computes ends with a barrier, what copies parameters or outputs does not. HOLDS says that all parameters lie there, else p is where
    they are in global memory. */
 template <class T, bool HOLDS> class Fused {
 public:
@@ -138,7 +138,6 @@ public:
         const fn_cuda_layer &last = net.layer[net.layers - 1];
         for (int q = thread(); q < count * last.outputs; q += threads())
             out[q] = near[last.tile_at + q % last.outputs * stride + q / last.outputs];
-        __syncthreads();
     }
 
 private:

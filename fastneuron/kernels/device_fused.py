@@ -20,14 +20,16 @@ def takes(plan: FusedPlan) -> bool:
 
 
 def network_of(plan: FusedPlan) -> NDArray[np.int32]:
-    """Return the numbers of `fn_cuda_network`."""
-    numbers = [
-        len(plan.layers), plan.rows, plan.tile_at[0], plan.numbers, plan.flat, int(plan.holds)
-    ]  # fmt: skip
-    for index, layer in enumerate(plan.layers):
-        numbers += [
+    """Return the numbers of `fn_cuda_network`, with room for all layers that it may have."""
+    layers = [
+        (
             layer.inputs, layer.outputs, ACTIVATIONS[layer.activation].code, layer.weight_at,
             layer.bias_at, layer.row, plan.weight_near(index), layer.stride,
             plan.tile_at[index + 1], plan.z_at[index],
-        ]  # fmt: skip
-    return np.array(numbers, np.int32)
+        )
+        for index, layer in enumerate(plan.layers)
+    ]  # fmt: skip
+    all_of_it = len(layers), plan.rows, plan.tile_at[0], plan.numbers, plan.flat, plan.holds
+    numbers = np.array([*all_of_it, *(number for layer in layers for number in layer)], np.int32)
+    missing = max(0, MOST_LAYERS - len(layers)) * len(layers[0])
+    return np.concatenate([numbers, np.zeros(missing, np.int32)])
