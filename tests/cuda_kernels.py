@@ -94,6 +94,7 @@ def entries_of(kernel: str) -> set[str]:
 
 
 def called_in_emulation() -> set[str]:
-    """The functions of kernels.h that `emulated_cuda.Kernels` calls, each for tests of its own."""
-    text = (ROOT / "tests" / "emulated_cuda.py").read_text("utf-8")
+    """The functions of kernels.h that tests ask `emulated_cuda.Kernels` for."""
+    rooms = sorted((ROOT / "tests").glob("emulated_*.py"))
+    text = "".join(path.read_text("utf-8") for path in rooms)
     return set(re.findall(r"_call\(\s*\"(\w+)\"", text))

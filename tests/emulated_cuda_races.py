@@ -89,8 +89,8 @@ def fused(kernels: Kernels) -> None:
 def ensemble(kernels: Kernels) -> None:
     """Two steps of two tiles, then a launch that finds all done."""
     rng = np.random.default_rng(0)
-    for holds in (True, False):
-        plan = planned(ensemble_plan(SMALL, (4,), holds=holds))
+    for holds, keeps in ((True, True), (True, False), (False, False)):
+        plan = planned(ensemble_plan(SMALL, (4,), holds=holds, keeps=keeps))
         vectors = [rng.normal(size=(2, plan.flat)).astype(np.float32)]
         vectors += [np.zeros_like(vectors[0])] * 2
         scalars, marks = np.full((2, 1, N_SCALARS), 0.01), np.full(plan.flat // 8, 3, np.uint8)

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_cuda import Calls, Kernels, reversed_blocks
-from ensemble_cases import CASES, SIZES, assert_same, engine_of, models_of, state_of, trained
+from ensemble_cases import (
+    CASES,
+    PLACES,
+    SIZES,
+    assert_same,
+    engine_of,
+    models_of,
+    state_of,
+    trained,
+)
 from ensemble_checks import *  # noqa: F403
 
 from fastneuron import loading
@@ -61,10 +70,10 @@ def of_every_entry() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize("holds", [True, False])
-def test_all_losses_activations_and_optimizers(make: Any, holds: bool) -> None:
+@pytest.mark.parametrize("near", PLACES)
+def test_all_losses_activations_and_optimizers(make: Any, near: str) -> None:
     for of in of_every_entry():
-        engine = engine_of(make, of, models_of(of, 1), [of.optimizer], holds=holds)
+        engine = engine_of(make, of, models_of(of, 1), [of.optimizer], near=near)
         start = engine.export()
         old = [(w[0], None if b is None else b[0]) for w, b in start]
         zeros = [(np.zeros_like(w), None if b is None else np.zeros_like(b)) for w, b in old]
@@ -86,6 +95,7 @@ def test_the_widest_network_in_the_shipped_cut(make: Any, holds: bool) -> None:
     of = case_of(*layers, rows=21, batch=20, optimizer=SGD(0.1, clip_norm=0.5))
     engine = make(of.spec, of.loss, [of.optimizer], threads=16, batch_size=1)
     assert engine._plan.holds == holds
+    assert engine._plan.gradient_at is None
     assert engine.plan()["shared_bytes"] > 48 * 1024
     engine.load([(w[None], b[None]) for w, b in of.parameters])
     scalars, losses, rows = scalars_of(of, 1), np.zeros((1, 1)), np.arange(20)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulated_cuda import Kernels, state_at
 from emulated_fused import Data, predict, step, train
-from ensemble_cases import CASES, THREADS, data_of, models_of, optimizers_of, table_of
+from ensemble_cases import CASES, PLACES, ROWS, THREADS, data_of, models_of, optimizers_of, table_of
 
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.device_memory import STATE
@@ -29,8 +29,6 @@ from fastneuron.testing import (
     training_step,
     updated,
 )
-
-ROWS = 8
 
 
 @pytest.fixture
@@ -79,6 +77,14 @@ def unpadded(plan: FusedPlan, flat: Any) -> Any:
     return found
 
 
+def plan_of(of: Case, near: str = "both") -> FusedPlan:
+    holds, keeps = PLACES[near]
+    plan = ensemble_plan(of.spec, (ROWS,), holds=holds, keeps=keeps)
+    assert plan is not None
+    assert (plan.gradient_at is not None) == keeps
+    return plan
+
+
 def step_of(kernels: Kernels, of: Case, rows: Any, weight: Any, cut: int = ROWS) -> Any:
     plan = fused_plan(of.spec, (cut,))
     assert plan is not None
@@ -122,17 +128,16 @@ def test_a_step_on_integers_is_exact(kernels: Kernels, cut: int) -> None:
 
 
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize("holds", [True, False])
-def test_predictions_of_some_models(kernels: Kernels, poison: str, holds: bool) -> None:
+@pytest.mark.parametrize("near", PLACES)
+def test_predictions_of_some_models(kernels: Kernels, poison: str, near: str) -> None:
     kernels.poison = poison
     for name in ("ragged", "saves z", "doubles"):
-        check_predictions(kernels, name, holds=holds)
+        check_predictions(kernels, name, near)
 
 
-def check_predictions(kernels: Kernels, name: str, *, holds: bool) -> None:
+def check_predictions(kernels: Kernels, name: str, near: str) -> None:
     of, p = CASES[name], Precision.of(CASES[name].spec.dtype)
-    plan, models = ensemble_plan(of.spec, (ROWS,), holds=holds), models_of(of, 3)
-    assert plan is not None
+    plan, models = plan_of(of, near), models_of(of, 3)
     flat = padded(plan, models)
     for own in (False, True):
         x = np.stack([of.x[m : m + 19] for m in range(3)]) if own else of.x[:19]
@@ -148,18 +153,19 @@ def check_predictions(kernels: Kernels, name: str, *, holds: bool) -> None:
 
 
 @pytest.mark.parametrize("poison", POISONS)
-@pytest.mark.parametrize(("own", "holds"), [(False, False), (True, True)])
-def test_steps_of_some_models(kernels: Kernels, poison: str, own: bool, holds: bool) -> None:
+@pytest.mark.parametrize(
+    ("own", "near"), [(False, "neither"), (True, "parameters"), (True, "both")]
+)
+def test_steps_of_some_models(kernels: Kernels, poison: str, own: bool, near: str) -> None:
     kernels.poison = poison
     for name in ("ragged", "classes", "doubles"):
-        check_steps(kernels, name, own=own, holds=holds)
+        check_steps(kernels, name, near, own=own)
 
 
-def check_steps(kernels: Kernels, name: str, *, own: bool, holds: bool) -> None:
+def check_steps(kernels: Kernels, name: str, near: str, *, own: bool) -> None:
     """Two steps, the second from what the first left: both within the bounds of each."""
     of, models = CASES[name], 2
-    plan = ensemble_plan(of.spec, (ROWS,), holds=holds)
-    assert plan is not None
+    plan = plan_of(of, near)
     optimizers = optimizers_of(of, models)
     marks = np.concatenate([ensemble_marks(of.spec, plan, o.decay_bias) for o in optimizers])
     data = Data(*data_of(of, models, own, weighted=own))
@@ -192,8 +198,7 @@ def check_steps(kernels: Kernels, name: str, *, own: bool, holds: bool) -> None:
 
 def test_a_model_that_has_failed_or_is_done_stays_as_it_is(kernels: Kernels) -> None:
     of = CASES["classes"]
-    plan = ensemble_plan(of.spec, (ROWS,))
-    assert plan is not None
+    plan = plan_of(of)
     state = np.zeros(3, STATE)
     state["status"][0], state["step"][1] = Status.LOSS_NOT_FINITE, 1
     data = Data(*data_of(of, 3, own=True, weighted=False))
@@ -216,8 +221,7 @@ def test_a_model_that_has_failed_or_is_done_stays_as_it_is(kernels: Kernels) -> 
 def test_what_is_not_finite_in_rows_that_are_not_there_is_not_summed(kernels: Kernels) -> None:
     """A tile's rows past the batch stay 0, whatever a bias makes of a row of zeros."""
     of = case_of(Dense(1, 3, "relu"), Dense(None, 1), rows=3, batch=3)
-    plan, many = ensemble_plan(of.spec, (ROWS,)), np.float32(3e38)
-    assert plan is not None
+    plan, many = plan_of(of), np.float32(3e38)
     parameters = [
         (np.ones((1, 1, 3), "float32"), np.full((1, 3), many)),
         (np.full((1, 3, 1), many), np.zeros((1, 1), "float32")),
@@ -233,8 +237,7 @@ def test_what_is_not_finite_in_rows_that_are_not_there_is_not_summed(kernels: Ke
 
 def test_networks_that_do_not_fit_do_not_start(kernels: Kernels) -> None:
     of = CASES["one layer"]
-    plan = ensemble_plan(of.spec, (ROWS,))
-    assert plan is not None
+    plan = plan_of(of)
     flat = padded(plan, models_of(of, 1))
     deep = replace(plan, layers=plan.layers * 17, tile_at=(0,) * 18, z_at=(0,) * 17)
     for wrong, threads in (

@@ -1,8 +1,8 @@
 /* Many steps of many small networks in one kernel: a block is a model from first step to last.
 
    Nothing waits between steps but a block for its own threads: no launch, no barrier of the grid.
-   Parameters lie in shared memory from step to step where they fit; moments and gradient stay in
-   global memory. Order: that of fused.h in a tile; a batch's tiles one after the other; the loss and
+   Parameters lie in shared memory from step to step where they fit, and the gradient too; moments
+   stay in global memory. Order: that of fused.h in a tile; a batch's tiles one after the other; the loss and
    the squares of the gradient over the threads of a block. So a model's bits are those of its own
    shape and data. */
 
@@ -30,7 +30,7 @@ template <class T> struct Ensemble {
 /* All parameters of a model and their moments. */
 template <class T>
 FN_DEVICE void update_model(const Ensemble<T> &e, const double *scalars, double squared, T *p,
-                      int64_t start, const unsigned char *marks)
+                            const T *g, int64_t start, const unsigned char *marks)
 {
     const double clip = clip_scale(squared, scalars[OPTIMIZERS_CLIP_NORM]);
     const Numbers<T> s(scalars, clip);
@@ -38,15 +38,19 @@ FN_DEVICE void update_model(const Ensemble<T> &e, const double *scalars, double 
     for (int q = thread_anew() * Pack<T>::SIZE; q < e.net.flat; q += step) {
         const int mark = marks[q / FN_RUN];
         if (mark & FN_TRAINED)
-            pack_stepped(e.kind, s, mark & FN_DECAYS, p + q, e.g + start + q,
+            pack_stepped(e.kind, s, mark & FN_DECAYS, p + q, g + q,
                          e.m ? e.m + start + q : e.m, e.v ? e.v + start + q : e.v);
     }
 }
 
-template <class T, bool HOLDS>
+/* What is in shared memory from step to step. */
+enum Near { NEITHER, PARAMETERS, BOTH };
+
+template <class T, Near NEAR>
 __global__ void __launch_bounds__(FUSED_THREADS, FUSED_BLOCKS)
     ensemble_steps(FN_GRID_CONSTANT const Ensemble<T> e)
 {
+    constexpr bool HOLDS = NEAR != NEITHER;
     FN_LAUNCHED_SHARED(T, near);
     FN_SHARED(double, of_threads, FUSED_THREADS);
     const int model = static_cast<int>(blockIdx.x), models = static_cast<int>(gridDim.x);
@@ -55,9 +59,14 @@ __global__ void __launch_bounds__(FUSED_THREADS, FUSED_BLOCKS)
     const unsigned char *marks = e.marks + start / FN_RUN;
     T *rows = e.rows + static_cast<int64_t>(model) * e.most;
     const Fused<T, HOLDS> block(e.net, near, e.p + start);
+    T *const p = HOLDS ? near : e.p + start, *const g = NEAR == BOTH ? near + e.net.gradient_at
+                                                                     : e.g + start;
     int64_t step = e.state[model].step, status = e.state[model].status;
     if (HOLDS)
         block.hold();
+    if (NEAR == BOTH)
+        for (int i = thread_anew(); i < e.net.flat; i += threads)
+            g[i] = 0; /* the gaps between arrays */
     __syncthreads(); /* all have read the state, which may be written at once */
     while (step < e.last && status == STATUS_OK) {
         const int64_t first = e.bounds[step];
@@ -73,7 +82,7 @@ __global__ void __launch_bounds__(FUSED_THREADS, FUSED_BLOCKS)
             block.take(data, count);
             block.forward(count);
             block.loss(data, e.loss, rows + row, count, batch);
-            block.backward(e.g + start, count, row > 0);
+            block.backward(g, count, row > 0);
         }
         const double mine = my_losses(rows, batch, threads);
         const double mean = sum_of_threads(of_threads, threads, mine) / batch;
@@ -83,15 +92,14 @@ __global__ void __launch_bounds__(FUSED_THREADS, FUSED_BLOCKS)
             status = STATUS_LOSS_NOT_FINITE;
             break;
         }
-        const double my_part = my_squares(e.g + start, marks, 0, e.net.flat, threads);
+        const double my_part = my_squares(g, marks, 0, e.net.flat, threads);
         const double squared = sum_of_threads(of_threads, threads, my_part);
         if (!applies(squared, e.largest)) {
             status = STATUS_GRADIENT_NOT_FINITE;
             break;
         }
         const int64_t table = step * e.tables + (e.tables == 1 ? 0 : model);
-        update_model(e, e.scalars + table * OPTIMIZERS_N_SCALARS, squared,
-               HOLDS ? near : e.p + start, start, marks);
+        update_model(e, e.scalars + table * OPTIMIZERS_N_SCALARS, squared, p, g, start, marks);
         step++; /* before any parameter is read comes the barrier of `take` */
     }
     if (HOLDS)
@@ -126,10 +134,12 @@ int start_steps(int loss, int kind, const fn_cuda_network *network, int models, 
                           static_cast<double *>(losses),
                           sizeof(T) == sizeof(float) ? LARGEST_SINGLE : LARGEST_DOUBLE,
                           static_cast<fn_cuda_state *>(state), last, loss, kind, tables, most};
-    return launch_sharing(bytes_of<T>(network), static_cast<cudaStream_t>(stream),
-                          dim3(static_cast<unsigned>(models)),
-                          dim3(static_cast<unsigned>(threads)),
-                          network->holds ? ensemble_steps<T, true> : ensemble_steps<T, false>, all);
+    const auto kernel = network->gradient_at ? ensemble_steps<T, BOTH>
+                        : network->holds     ? ensemble_steps<T, PARAMETERS>
+                                             : ensemble_steps<T, NEITHER>;
+    return launch_sharing(static_cast<size_t>(network->numbers) * sizeof(T),
+                          static_cast<cudaStream_t>(stream), dim3(static_cast<unsigned>(models)),
+                          dim3(static_cast<unsigned>(threads)), kernel, all);
 }
 
 } // namespace

@@ -59,7 +59,8 @@ int start_step(int loss, const fn_cuda_network *network, int threads, const void
     const Samples<T> data{static_cast<const T *>(x), static_cast<const T *>(targets),
                           static_cast<const int64_t *>(labels), static_cast<const T *>(weight),
                           static_cast<const int64_t *>(order)};
-    return launch_sharing(bytes_of<T>(network), static_cast<cudaStream_t>(stream),
+    const size_t shared = static_cast<size_t>(network->numbers) * sizeof(T);
+    return launch_sharing(shared, static_cast<cudaStream_t>(stream),
                           dim3(static_cast<unsigned>(ceiling(rows, network->rows))),
                           dim3(static_cast<unsigned>(threads)), fused_step<T>, *network, data,
                           static_cast<const int64_t *>(bounds),
@@ -75,7 +76,10 @@ int start_forward(const fn_cuda_network *network, int models, int threads, const
         return 0;
     if (!fits<T>(network, threads))
         return -1;
-    return launch_sharing(bytes_of<T>(network), static_cast<cudaStream_t>(stream),
+    /* A gradient comes last. */
+    const int numbers = network->gradient_at ? network->gradient_at : network->numbers;
+    return launch_sharing(static_cast<size_t>(numbers) * sizeof(T),
+                          static_cast<cudaStream_t>(stream),
                           dim3(static_cast<unsigned>(ceiling(rows, network->rows)),
                                static_cast<unsigned>(models)),
                           dim3(static_cast<unsigned>(threads)),

@@ -328,18 +328,12 @@ private:
     static FN_DEVICE void put(T *place, T sum, bool adds) { *place = adds ? *place + sum : sum; }
 };
 
-/* Shared memory of a network's block. */
-template <class T> size_t bytes_of(const fn_cuda_network *net)
-{
-    return static_cast<size_t>(net->numbers) * sizeof(T);
-}
-
 /* Whether kernels can take a network in blocks of so many threads. */
 template <class T> bool fits(const fn_cuda_network *net, int threads)
 {
     const bool power = threads > 0 && (threads & (threads - 1)) == 0;
-    return net->layers <= FN_FUSED_LAYERS && bytes_of<T>(net) <= LAUNCHED_BYTES && power &&
-           threads <= FUSED_THREADS;
+    return net->layers <= FN_FUSED_LAYERS && power && threads <= FUSED_THREADS &&
+           static_cast<size_t>(net->numbers) * sizeof(T) <= LAUNCHED_BYTES;
 }
 
 #endif

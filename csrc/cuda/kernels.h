@@ -118,7 +118,7 @@ int fn_cuda_move_statistics(int dtype, const void *mean, const void *variance, v
                             const void *state, void *stream);
 
 /* Where a small network lies in a block's shared memory, in numbers: fastneuron/kernels/fused_plan.py
-   says what they are. 0 stands for a bias or a place of z that is not there. */
+   says what they are. 0 stands for a bias, or a place of z or of a gradient, that is not there. */
 enum { FN_FUSED_LAYERS = 16 };
 typedef struct {
     int32_t inputs, outputs, activation;
@@ -126,7 +126,7 @@ typedef struct {
     int32_t near_at, stride, tile_at, z_at;
 } fn_cuda_layer;
 typedef struct {
-    int32_t layers, rows, tile_at, numbers, flat, holds;
+    int32_t layers, rows, tile_at, numbers, flat, holds, gradient_at;
     fn_cuda_layer layer[FN_FUSED_LAYERS];
 } fn_cuda_network;
 
@@ -144,7 +144,7 @@ int fn_cuda_fused_forward(int dtype, const void *network, int models, int thread
 /* Steps up to `last` of M models, each from where its state (M,) stands: a block a model. x, targets
    or labels, weight and order begin `apart` numbers from model to model, 0 where all share them.
    scalars (steps, tables, N_SCALARS), tables M or 1 for all; marks (M, n / FN_RUN); p, g, m, v
-   (M, n), g 0 between arrays, m and v null where the kind has no such moment; rows (M, most), the
+   (M, n), g 0 between arrays, of no use where the network has a place for it, m and v null where the kind has no such moment; rows (M, most), the
    losses of a batch's rows; losses (steps, M). What fails stops alone. */
 int fn_cuda_ensemble_steps(int dtype, int loss, int kind, const void *network, int models,
                            int threads, const void *x, const void *targets, const void *labels,

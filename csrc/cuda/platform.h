@@ -41,8 +41,8 @@ inline int told(cudaError_t error)
 }
 
 template <class... Parameters, class... Args>
-int start(size_t shared, cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters...),
-          Args... args)
+int launch_with(size_t shared, cudaStream_t stream, dim3 grid, dim3 block,
+                void (*kernel)(Parameters...), Args... args)
 {
 #ifdef __CUDACC__
     kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(args)...);
@@ -58,7 +58,7 @@ int start(size_t shared, cudaStream_t stream, dim3 grid, dim3 block, void (*kern
 template <class... Parameters, class... Args>
 int launch(cudaStream_t stream, dim3 grid, dim3 block, void (*kernel)(Parameters...), Args... args)
 {
-    return start(0, stream, grid, block, kernel, args...);
+    return launch_with(0, stream, grid, block, kernel, args...);
 }
 
 /* The most bytes of a launched array: of the 99 KiB that a block can have on the smallest card from
@@ -74,7 +74,7 @@ int launch_sharing(size_t bytes, cudaStream_t stream, dim3 grid, dim3 block,
        launch of the same kernel may come in between. */
     const int wrong = told(cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, LAUNCHED_BYTES));
-    return wrong ? wrong : start(bytes, stream, grid, block, kernel, args...);
+    return wrong ? wrong : launch_with(bytes, stream, grid, block, kernel, args...);
 }
 
 constexpr int ceiling(int64_t n, int64_t by) { return static_cast<int>((n + by - 1) / by); }

@@ -52,8 +52,7 @@ FN_DEVICE void stepped(int kind, const Numbers<T> &s, bool decays, T *p, T g, T 
     }
 }
 
-/* A pack of parameters' step; the gradient and the moments, null where there is none, are in global
-   memory, the parameters anywhere. */
+/* A pack of parameters' step; the moments are null where there is none. */
 template <class T>
 FN_DEVICE void pack_stepped(int kind, const Numbers<T> &s, bool decays, T *p, const T *g, T *m, T *v)
 {

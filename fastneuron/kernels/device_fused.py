@@ -29,7 +29,10 @@ def network_of(plan: FusedPlan) -> NDArray[np.int32]:
         )
         for index, layer in enumerate(plan.layers)
     ]  # fmt: skip
-    all_of_it = len(layers), plan.rows, plan.tile_at[0], plan.numbers, plan.flat, plan.holds
+    all_of_it = (
+        len(layers), plan.rows, plan.tile_at[0], plan.numbers, plan.flat, plan.holds,
+        plan.gradient_at or 0,
+    )  # fmt: skip
     numbers = np.array([*all_of_it, *(number for layer in layers for number in layer)], np.int32)
     missing = max(0, MOST_LAYERS - len(layers)) * len(layers[0])
     return np.concatenate([numbers, np.zeros(missing, np.int32)])
