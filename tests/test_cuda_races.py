@@ -54,7 +54,7 @@ def run(folder: Path, rooms: tuple[str, ...], sources: Path, checked: str = "") 
         environment["LD_PRELOAD"] = checker(checked)
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(library), *rooms],
-        text=True, capture_output=True, check=False, timeout=300, env=environment,
+        text=True, capture_output=True, check=False, timeout=900, env=environment,
     )  # fmt: skip
     return done.returncode, done.stderr
 

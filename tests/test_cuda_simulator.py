@@ -33,7 +33,7 @@ def test_in_the_simulator(name: str, launched: Path) -> None:
         cwd=FOLDER.parents[1],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
 

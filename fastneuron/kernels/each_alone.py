@@ -28,7 +28,7 @@ __all__ = ["WORK_TO_SHARE", "EachAlone"]
 #: Multiply-adds of one network's part of a call from which Python threads share the networks: a
 #: part keeps the interpreter for some 12 us before and after its kernels, which work without it.
 #: 100 networks 20-64-64-2 of batch 32 (0.5e6 a step, 9 us) by two threads, on two cores that others
-#: used too: 0.7 to 0.9 times as fast at 8 steps a call, 0.9 to 1.2 at 16, 1.1 to 1.5 at 32. Where
+#: used too: 0.6 to 0.9 times as fast at 8 steps a call, 0.9 to 1.2 at 16, 1.1 to 1.5 at 32. Where
 #: cores are taken, threads lose at any length: `Pace` finds that out.
 WORK_TO_SHARE = 8_000_000
 
