@@ -106,7 +106,8 @@ FAULTS: dict[str, tuple[tuple[str, str, str], tuple[str, ...], Callable[[Kernels
         losses,
     ),
     "a small network without its bias": (
-        ("fused.h", "bias[column + j] : T(0)", "T(0) : T(0)"), ("fused",), prediction,
+        ("fused.h", "bias[column + j] : T(0)", "0 * bias[column + j] : T(0)"), ("fused",),
+        prediction,
     ),
     "a small network's last column without its bias": (
         ("fused.h", "bias_at && column + j < outputs", "bias_at && column + j < outputs - 1"),

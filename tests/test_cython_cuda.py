@@ -18,9 +18,11 @@ from emulated_cuda import LARGE, SMALL, TINY, Calls, Kernels, reversed_blocks
 
 from fastneuron.activations import ACTIVATIONS
 from fastneuron.errors import BackendUnavailable
+from fastneuron.kernels import device_launches
 from fastneuron.kernels.contract import Status
 from fastneuron.kernels.cython_cuda import CythonCudaEngine, missing
 from fastneuron.kernels.device_launches import COMPILED, launches_of
+from fastneuron.kernels.fused_plan import FusedPlan
 from fastneuron.kernels.reference import ReferenceEngine
 from fastneuron.layers import BatchNorm, Dense, Dropout, LayerNorm
 from fastneuron.losses import LOSSES
@@ -56,10 +58,14 @@ def calls(cuda_kernels: Kernels) -> Calls:
     return Calls(cuda_kernels.path)
 
 
-def engine_of(calls: Calls, case: Case, tiles: Any = (TINY, TINY), batch_size: int = 1) -> Any:
+def engine_of(
+    calls: Calls, case: Case, tiles: Any = (TINY, TINY), batch_size: int = 1, fused: bool = False
+) -> Any:
+    """Layer by layer, or in blocks of few threads and rows where they can keep the network."""
     engine = CythonCudaEngine(
-        case.spec, case.loss, case.optimizer, batch_size=batch_size, calls=calls, tiles=tiles
-    )
+        case.spec, case.loss, case.optimizer, batch_size=batch_size, calls=calls, tiles=tiles,
+        rows=(8,) if fused else (), threads=4,
+    )  # fmt: skip
     return loaded(engine, case)
 
 
@@ -68,19 +74,23 @@ def small(cases: list[Case]) -> list[Case]:
     return [case for case in cases if max(case.spec.sizes) <= 40 and case.batch <= 40]
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_generated_networks(calls: Calls, dtype: str) -> None:
+def test_generated_networks(calls: Calls, dtype: str, fused: bool) -> None:
     cases = small(generated_cases(60, seed=3, dtype=dtype))
     cases += small(generated_norm_cases(30, seed=4, dtype=dtype))
     assert len(cases) >= 6
     for case in cases[:6]:
         rows = np.random.default_rng(1).permutation(len(case.x))[: case.batch]
-        check_step(engine_of(calls, case), case, rows, scalars_of(case, 1)[0], case.name)
+        engine = engine_of(calls, case, fused=fused)
+        check_step(engine, case, rows, scalars_of(case, 1)[0], case.name)
 
 
-def test_all_losses_activations_and_optimizers(calls: Calls) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_all_losses_activations_and_optimizers(calls: Calls, fused: bool) -> None:
     for i, case in enumerate(of_every_entry("float32")):
-        engine = engine_of(calls, case, batch_size=case.batch if i % 2 else 1)
+        engine = engine_of(calls, case, batch_size=case.batch if i % 2 else 1, fused=fused)
+        assert (engine._fused is not None) == fused
         rows = np.arange(case.batch) + i
         check_step(engine, case, rows, scalars_of(case, 1)[0], case.name)
 
@@ -130,12 +140,17 @@ def test_frozen_in_parts(calls: Calls, layers: Any) -> None:
     check_step(engine, case, rows, scalars[0], "step")
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_cost_model_counts_the_launches_of_the_engine(calls: Calls, weighted: bool) -> None:
+def test_the_cost_model_counts_the_launches_of_the_engine(
+    calls: Calls, weighted: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused:
+        monkeypatch.setattr(device_launches, "fused_for", lambda *given: None)
     cases = [case_of(*layers) for layers in FROZEN]
     cases += [*small(generated_cases(30, seed=5)), *small(generated_norm_cases(30, seed=6))]
     for case in cases:
-        engine, rows = engine_of(calls, case), case.batch
+        engine, rows = engine_of(calls, case, fused=fused), case.batch
         engine._training_rows(rows)
         step = engine._step(rows, weighted, False)
         squares = sum(call[0] == "clip" for call in step)  # and what it comes to
@@ -161,13 +176,14 @@ def test_update_after_forward_keep(calls: Calls) -> None:
     assert_parameters(engine.export(), new, "update")
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("tiles", [(TINY, TINY), (LARGE, SMALL)], ids=["tiny", "shipped"])
-def test_exact_on_integers(calls: Calls, tiles: tuple[int, int]) -> None:
+def test_exact_on_integers(calls: Calls, tiles: tuple[int, int], fused: bool) -> None:
     for dtype in DTYPES:
         case = integer_case(dtype=dtype)
         states = []
         for engine in (
-            engine_of(calls, case, tiles),
+            engine_of(calls, case, tiles, fused=fused),
             loaded(ReferenceEngine(case.spec, case.loss, case.optimizer), case),
         ):
             rows, bounds = np.arange(case.batch), np.array([0, case.batch])
@@ -196,6 +212,35 @@ def test_bits_do_not_depend_on_the_cutting_of_steps(calls: Calls) -> None:
         assert trained([]) == want
     finally:
         reversed_blocks(False)
+
+
+def test_a_small_network_has_the_bits_of_its_shape_however_it_is_called(calls: Calls) -> None:
+    case = case_of(Dense(5, 9, "gelu"), Dense(9, 3), loss="cross_entropy", optimizer=Adam(0.01))
+    case = replace(case, weight=np.linspace(0, 2, len(case.x), dtype=np.float32))
+    order, bounds = batches(len(case.x), 13, 11, np.random.default_rng(2))
+    scalars, states = scalars_of(case, 11), []
+    for cuts in ([0, 11], [0, 1, 10, 11]):  # one of which records eight steps
+        engine = engine_of(calls, case, fused=True)
+        for first, last in pairwise(cuts):
+            run_steps(engine, case, order, bounds[first : last + 1], scalars[first:last])
+        states.append(state_of(engine))
+        want = engine.forward(case.x[:20])
+        np.testing.assert_array_equal(engine.forward(case.x[[19, 0, 7, 7]]), want[[19, 0, 7, 7]])
+    assert states[0] == states[1]
+
+
+def test_too_large_a_batch_goes_layer_by_layer(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_of(Dense(5, 9, "gelu"), Dense(9, 3))
+    monkeypatch.setattr(FusedPlan, "most_partials", staticmethod(lambda spec: 200))
+    for rows, names in ((8, {"fused_step"}), (9, {"gather", "forward"})):
+        engine = engine_of(calls, case, fused=True)
+        engine._training_rows(rows)
+        found = {name for name, _ in engine._step(rows, False, False)}
+        assert names <= found
+        assert ("fused_step" in found) == (rows == 8)
+        check_step(engine, case, np.arange(rows), scalars_of(case, 1)[0], f"{rows} rows")
 
 
 def test_a_row_has_the_same_bits_in_any_batch(calls: Calls) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import fastneuron as fn
 from fastneuron.backends import Card
-from fastneuron.kernels import device_cost
+from fastneuron.kernels import device_cost, device_launches
 from fastneuron.kernels.device_cost import (
     COMPILE,
     LAUNCH,
@@ -23,6 +23,7 @@ from fastneuron.kernels.device_cost import (
     step_on_card,
     weigh,
 )
+from fastneuron.kernels.device_fused import MOST_LAYERS
 from fastneuron.kernels.device_launches import COMPILED, launches_of
 from fastneuron.kernels.fused_plan import fused_plan
 from fastneuron.losses import LOSSES
@@ -87,7 +88,9 @@ def test_a_step_on_a_card_grows_with_all_that_it_is_made_of() -> None:
 SMALL = task(64, 64, 64, 4, batch=16384, on_device=True)
 
 
-def test_a_fused_network_costs_few_launches_and_no_activations() -> None:
+def test_a_fused_network_costs_few_launches_and_no_activations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert launches_of(SMALL.spec, 16384) == 7
     fused, rows = step_on_card(SMALL, 16384, CARD), 16384
     # 64 rows or fewer a block, all products of a step, at most a round more than evenly shared.
@@ -97,11 +100,25 @@ def test_a_fused_network_costs_few_launches_and_no_activations() -> None:
     slow = step_on_card(SMALL, rows, CARD._replace(bandwidth=CARD.bandwidth / 2))
     assert slow - fused < 0.2 * fused
     # Layer by layer: more launches, and activations through memory.
-    by_layer = dataclasses.replace(SMALL, kernels=COMPILED)
-    launches = launches_of(SMALL.spec, rows, COMPILED)
+    by_layer(monkeypatch)
+    launches = launches_of(SMALL.spec, rows)
     assert launches > 20
-    assert step_on_card(by_layer, rows, CARD) > launches * LAUNCH
-    assert step_on_card(by_layer, rows, CARD) > 2 * fused
+    assert step_on_card(SMALL, rows, CARD) > launches * LAUNCH
+    assert step_on_card(SMALL, rows, CARD) > 2 * fused
+
+
+def by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small networks go layer by layer, as others do."""
+    for room in (device_cost, device_launches):
+        monkeypatch.setattr(room, "fused_for", lambda *given: None)
+
+
+def test_compiled_kernels_cost_what_numbas_do_but_for_many_layers() -> None:
+    for layers in (MOST_LAYERS, MOST_LAYERS + 1):
+        numba = task(*[4] * (layers + 1), batch=64, on_device=True)
+        compiled = dataclasses.replace(numba, kernels=COMPILED)
+        same = step_on_card(numba, 64, CARD) == step_on_card(compiled, 64, CARD)
+        assert same == (layers == MOST_LAYERS)
     wide = dataclasses.replace(LARGE, kernels=COMPILED)
     assert step_on_card(wide, 4096, CARD) == step_on_card(LARGE, 4096, CARD)
 
@@ -124,11 +141,13 @@ def test_compiled_kernels_start_at_once_and_data_cross_the_bus_once(
         assert slow[0] - fast[0] == pytest.approx(data / 1e3)
 
 
-def test_the_memory_of_a_fused_networks_gradients_is_counted() -> None:
-    need = [
-        int(re.sub(r"\D", "", re.search(r"about ([\d,]+) bytes", weigh(each, small).why).group(1)))
-        for small in [CARD._replace(memory=1)]
-        for each in (SMALL, dataclasses.replace(SMALL, kernels=COMPILED))
-    ]
+def test_the_memory_of_a_fused_networks_gradients_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    need = []
+    for _ in range(2):
+        why = weigh(SMALL, CARD._replace(memory=1)).why
+        need.append(int(re.sub(r"\D", "", re.search(r"about ([\d,]+) bytes", why).group(1))))
+        by_layer(monkeypatch)
     plan = fused_plan(SMALL.spec)
     assert need[0] - need[1] == 4 * plan.partials(16384, SMALL.spec)

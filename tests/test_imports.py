@@ -51,11 +51,15 @@ HOUSE = (
     (
         "kernels.cost",
         "kernels.device_memory",
-        "kernels.device_launches",
         "kernels.device_ensemble",
         "kernels.device_fused",
     ),
-    ("kernels.device_passes", "kernels.device_slots", "kernels.cython_cuda_ensemble"),
+    (
+        "kernels.device_passes",
+        "kernels.device_slots",
+        "kernels.device_launches",
+        "kernels.cython_cuda_ensemble",
+    ),
     ("kernels.explanation", "kernels.each_alone"),
     ("kernels.blocked",),
     ("kernels.numba_cpu", "kernels.cython_cpu", "kernels.numba_cuda", "kernels.cython_cuda"),

@@ -19,14 +19,14 @@ from fastneuron.kernels.contract import Array
 from fastneuron.kernels.cython_cuda_ensemble import CythonCudaEnsembleEngine
 from fastneuron.kernels.device_calls import Call, Calls, Device, Graph, Program
 from fastneuron.kernels.device_engine import DeviceEngine, watched
-from fastneuron.kernels.device_fused import takes
+from fastneuron.kernels.device_fused import FusedPasses, takes
 from fastneuron.kernels.device_memory import Buffer, Chunk, State
 from fastneuron.kernels.device_passes import Passes
 from fastneuron.kernels.device_presence import missing_card
 from fastneuron.kernels.device_slots import DeviceSlots
 from fastneuron.kernels.device_state import DeviceRows
 from fastneuron.kernels.ensemble_contract import EnsembleEngine
-from fastneuron.kernels.fused_plan import ensemble_plan
+from fastneuron.kernels.fused_plan import FUSED_ROWS, ensemble_plan, fused_plan
 from fastneuron.losses import Loss
 from fastneuron.optimizers import Optimizer
 from fastneuron.spec import NetworkSpec
@@ -116,6 +116,9 @@ class CythonCudaEngine(DeviceEngine):
     precision : {"float32"}
     calls, tiles : optional
         The functions of kernels.h and which tiles of products to take, for tests.
+    rows, threads : optional
+        Rows of a batch, the best first, and threads of a block that trains a small network by
+        itself, for tests: without rows it goes layer by layer.
 
     Raises
     ------
@@ -135,6 +138,8 @@ class CythonCudaEngine(DeviceEngine):
         precision: str = "float32",
         calls: Calls | None = None,
         tiles: tuple[int, int] = TILES,
+        rows: tuple[int, ...] = FUSED_ROWS,
+        threads: int = 256,
     ) -> None:
         if precision != "float32":
             raise BackendUnavailable(
@@ -146,6 +151,10 @@ class CythonCudaEngine(DeviceEngine):
         self._state = State(self._device, spec, optimizer)
         self._chunk = Chunk(self._device)
         self._passes = Passes(self._device, spec, self._state, self._chunk, tiles)
+        plan = fused_plan(spec, rows)
+        self._fused: FusedPasses | None = None
+        if plan is not None and takes(plan):
+            self._fused = FusedPasses(spec, plan, threads, self._state, self._chunk)
         parts = self._device.calls.norm_parts(self._state.size)
         self._norms = Buffer(self._device, np.float64, parts)
         dtypes = spec.dtype, spec.dtype, spec.dtype, np.int64
@@ -153,6 +162,8 @@ class CythonCudaEngine(DeviceEngine):
 
     def _new_rows(self, count: int, *, training: bool) -> DeviceRows:
         device, scratch = self._device, self._passes.scratch(count) if training else 0
+        if training and self._fused:
+            scratch = max(scratch, self._fused.scratch(count))
         return DeviceRows(
             self.spec,
             count,
@@ -163,6 +174,12 @@ class CythonCudaEngine(DeviceEngine):
 
     def _step(self, size: int, weighted: bool, classes: bool) -> list[Call]:
         batch, passes = self._training, self._passes
+        assert self.loss is not None
+        if self._fused:
+            given = {"weighted": weighted, "classes": classes}
+            fused = self._fused.step(batch, size, self._data, self.loss, **given)
+            if fused:
+                return [*fused, passes.mean_loss(batch, size), *self._apply(batch, size)]
         return [
             *passes.gather(batch, size, self._data, weighted=weighted, classes=classes),
             *passes.forward(batch, size),
@@ -178,6 +195,9 @@ class CythonCudaEngine(DeviceEngine):
     def _apply(self, rows: DeviceRows, count: int) -> list[Call]:
         assert self.optimizer is not None
         return self._passes.apply(rows, count, self.optimizer, self._norms.address)
+
+    def _predict(self, rows: DeviceRows, count: int) -> list[Call]:
+        return (self._fused or self._passes).forward(rows, count)
 
     def _prepared(self, launches: list[Call]) -> Program:
         return self._device.program(launches)

@@ -8,8 +8,8 @@ bus once a training where its length is known, else at every step. Before the fi
 compiles its kernels. The CPU's side is `estimate.StepModel`, as the compiled engines choose threads
 by it.
 
-The kernels compiled with the package know no fused step; their smaller tile is taken for the larger
-one. cuBLASLt is not counted on.
+Of the kernels compiled with the package the smaller tile is taken for the larger one. cuBLASLt is
+not counted on.
 
 No constant of the card was measured by this project: a card must be predicted to win by `WORTH`.
 `python -m fastneuron.gpu_suite` measures each of them where there is a card (stage "costs").

@@ -1,11 +1,12 @@
 """How many kernels a training step launches on a card, counted from shapes as the engines build it.
 
-`kernels` is whose they are: numba-cuda's engine trains a small network in one fused kernel, the
-compiled ones go layer by layer.
+`kernels` is whose they are: both train a small network in one fused kernel, the compiled ones up to
+so many layers.
 """
 
 from __future__ import annotations
 
+from fastneuron.kernels.device_fused import takes
 from fastneuron.kernels.device_plan import flat_size, slices_of, tile_of
 from fastneuron.kernels.fused_plan import FusedPlan, fused_plan
 from fastneuron.layers import BatchNorm, Dense, Dropout, Layer, LayerNorm
@@ -19,9 +20,10 @@ NUMBA, COMPILED = "numba-cuda", "compiled"
 
 def fused_for(spec: NetworkSpec, batch: int, kernels: str = NUMBA) -> FusedPlan | None:
     """Return how blocks train the whole network, or None where it goes layer by layer."""
-    plan = fused_plan(spec) if kernels == NUMBA else None
-    small = plan is not None and plan.partials(batch, spec) <= plan.most_partials(spec)
-    return plan if small else None
+    plan = fused_plan(spec)
+    if plan is None or not (kernels == NUMBA or takes(plan)):
+        return None
+    return plan if plan.partials(batch, spec) <= plan.most_partials(spec) else None
 
 
 def launches_of(

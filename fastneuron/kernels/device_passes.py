@@ -111,12 +111,15 @@ class Passes:
         targets = (0, batch.classes.address) if classes else (batch.y.address, 0)
         weight = batch.weight.address if weighted else 0
         ends = batch.losses.address, batch.d[-1].address, rows, int(self._spec.out_features)
-        out, c = batch.a[-1].address, self._chunk
+        out = batch.a[-1].address
+        rows_of = "loss_rows", (self._dtype, loss.code, out, *targets, weight, *ends)
+        return [rows_of, self.mean_loss(batch, rows)]
+
+    def mean_loss(self, batch: DeviceRows, rows: int) -> Call:
+        """Return what makes the batch's loss from those of its rows."""
+        c = self._chunk
         state = c.losses.address, c.state.address, rows
-        return [
-            ("loss_rows", (self._dtype, loss.code, out, *targets, weight, *ends)),
-            ("batch_loss", (self._dtype, batch.losses.address, *state)),
-        ]
+        return "batch_loss", (self._dtype, batch.losses.address, *state)
 
     def backward(self, batch: DeviceRows, rows: int, *, need_dx: bool) -> list[Call]:
         """Return the backward pass from the gradient by the output, which stands in ``d[-1]``.
