@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastneuron.kernels.contract import Array, Engine, Outcome, Parameters, Statistics, Status
-from fastneuron.kernels.device_faults import fault_of
+from fastneuron.kernels.device_faults import faults_told
 from fastneuron.losses import Loss
 from fastneuron.optimizers import KEY_HIGH, KEY_LOW, N_SCALARS, Optimizer
 from fastneuron.spec import NetworkSpec
@@ -46,15 +46,8 @@ def watched(
     @wraps(method)
     def call(self: _Engine, *arguments: _Given.args, **options: _Given.kwargs) -> _Result:
         self._queued = False
-        try:
+        with faults_told(lambda: not self._queued, self._drop):
             return method(self, *arguments, **options)
-        except Exception as error:
-            fault = fault_of(error, whole=not self._queued)
-            if fault is None:
-                raise
-            self.let_go()
-            self._forget()
-            raise fault from error
 
     return call
 
@@ -351,3 +344,8 @@ class DeviceEngine(Engine):
         """Forget launches on vectors that have moved."""
         self._steps.clear()
         self._graphs.clear()
+
+    def _drop(self) -> None:
+        """Forget all that rests on the device but parameters."""
+        self.let_go()
+        self._forget()
