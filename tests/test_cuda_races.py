@@ -142,6 +142,22 @@ def test_a_write_past_a_shared_array_is_found(tmp_path: Path) -> None:
     assert "a write past the end of a shared array" in said, said[-4000:]
 
 
+def test_a_write_past_a_launched_array_is_found(tmp_path: Path) -> None:
+    size = "static_cast<size_t>(network->numbers) * sizeof(T)"
+    sources = planted(tmp_path, "ensemble.cu", size, f"{size} / 2")
+    status, said = run(tmp_path / "built", ("ensemble",), sources)
+    assert status != 0
+    assert "a write past the end of a shared array" in said, said[-4000:]
+
+
+def test_more_shared_memory_than_was_asked_for_is_found(tmp_path: Path) -> None:
+    sources = planted(tmp_path, "platform.h", "LAUNCHED_BYTES = 96 << 10", "LAUNCHED_BYTES = 64")
+    sources = planted_folder(sources, tmp_path / "more", "fused.h", "<= LAUNCHED_BYTES", "> 0")
+    status, said = run(tmp_path / "built", ("fused",), sources)
+    assert status != 0
+    assert "takes more shared memory than its kernel was given" in said, said[-4000:]
+
+
 def test_too_much_shared_memory_is_found(tmp_path: Path) -> None:
     sources = planted(tmp_path, "tiles.h", "2 * Right::NUMBERS", "500 * Right::NUMBERS")
     status, said = run(tmp_path / "built", ("products",), sources)
