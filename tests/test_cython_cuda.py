@@ -64,7 +64,7 @@ def engine_of(
     """Layer by layer, or in blocks of few threads and rows where they can keep the network."""
     engine = CythonCudaEngine(
         case.spec, case.loss, case.optimizer, batch_size=batch_size, calls=calls, tiles=tiles,
-        rows=(8,) if fused else (), threads=4,
+        fused_rows=(8,) if fused else (), fused_threads=4,
     )  # fmt: skip
     return loaded(engine, case)
 
@@ -90,7 +90,7 @@ def test_generated_networks(calls: Calls, dtype: str, fused: bool) -> None:
 def test_all_losses_activations_and_optimizers(calls: Calls, fused: bool) -> None:
     for i, case in enumerate(of_every_entry("float32")):
         engine = engine_of(calls, case, batch_size=case.batch if i % 2 else 1, fused=fused)
-        assert (engine._fused is not None) == fused
+        assert engine.plan()["fused"] == ("8 rows a block" if fused else "layer by layer")
         rows = np.arange(case.batch) + i
         check_step(engine, case, rows, scalars_of(case, 1)[0], case.name)
 

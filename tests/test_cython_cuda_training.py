@@ -31,7 +31,7 @@ def calls(cuda_kernels: Kernels) -> Calls:
 def engine_of(calls: Calls, case: Case, batch_size: int = 1) -> Any:
     engine = CythonCudaEngine(
         case.spec, case.loss, case.optimizer, batch_size=batch_size, calls=calls,
-        tiles=(TINY, TINY), rows=(8,), threads=4,
+        tiles=(TINY, TINY), fused_rows=(8,), fused_threads=4,
     )  # fmt: skip
     return loaded(engine, case)
 

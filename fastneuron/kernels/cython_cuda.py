@@ -116,9 +116,9 @@ class CythonCudaEngine(DeviceEngine):
     precision : {"float32"}
     calls, tiles : optional
         The functions of kernels.h and which tiles of products to take, for tests.
-    rows, threads : optional
-        Rows of a batch, the best first, and threads of a block that trains a small network by
-        itself, for tests: without rows it goes layer by layer.
+    fused_rows, fused_threads : optional
+        Rows that a block takes of a small network, the most first, and its threads, for tests:
+        without rows every network goes layer by layer.
 
     Raises
     ------
@@ -138,8 +138,8 @@ class CythonCudaEngine(DeviceEngine):
         precision: str = "float32",
         calls: Calls | None = None,
         tiles: tuple[int, int] = TILES,
-        rows: tuple[int, ...] = FUSED_ROWS,
-        threads: int = 256,
+        fused_rows: tuple[int, ...] = FUSED_ROWS,
+        fused_threads: int = 256,
     ) -> None:
         if precision != "float32":
             raise BackendUnavailable(
@@ -151,14 +151,19 @@ class CythonCudaEngine(DeviceEngine):
         self._state = State(self._device, spec, optimizer)
         self._chunk = Chunk(self._device)
         self._passes = Passes(self._device, spec, self._state, self._chunk, tiles)
-        plan = fused_plan(spec, rows)
+        plan = fused_plan(spec, fused_rows)
         self._fused: FusedPasses | None = None
         if plan is not None and takes(plan):
-            self._fused = FusedPasses(spec, plan, threads, self._state, self._chunk)
+            self._fused = FusedPasses(spec, plan, fused_threads, self._state, self._chunk)
         parts = self._device.calls.norm_parts(self._state.size)
         self._norms = Buffer(self._device, np.float64, parts)
         dtypes = spec.dtype, spec.dtype, spec.dtype, np.int64
         self._data = [Buffer(self._device, dtype) for dtype in dtypes]
+
+    def plan(self) -> dict[str, Any]:
+        """Explain the engine."""
+        rows = self._fused.rows if self._fused else 0
+        return {**super().plan(), "fused": f"{rows} rows a block" if rows else "layer by layer"}
 
     def _new_rows(self, count: int, *, training: bool) -> DeviceRows:
         device, scratch = self._device, self._passes.scratch(count) if training else 0

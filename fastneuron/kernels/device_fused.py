@@ -56,6 +56,11 @@ class FusedPasses:
         Of a block.
     state, chunk
         Of the engine.
+
+    Attributes
+    ----------
+    rows : int
+        Of the batch, a block.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class FusedPasses:
     ) -> None:
         self._spec, self._plan, self._state, self._chunk = spec, plan, state, chunk
         self._dtype, self._threads = int(np.dtype(spec.dtype) == np.float64), threads
+        self.rows = plan.rows
         self._network = network_of(plan)  # whose address the calls have
 
     def scratch(self, rows: int) -> int:
