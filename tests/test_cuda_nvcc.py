@@ -107,6 +107,8 @@ def test_small_networks_load_and_store_16_bytes_at_once(ptx: Path) -> None:
     for name, text in found.items():
         assert len(re.findall(r"ld\.shared\.v4\.f32", text)) >= 4, name
         assert re.search(r"st\.shared\.v4\.f32", text), name
+        # Of which memory, is known everywhere, and nothing that registers should hold is local.
+        assert not re.search(r"\b(?:ld|st)\.(?:v[24]\.)?[fsub]\d+|\.local\.", text), name
         # What is read by itself: for losses, and on the way home.
         assert text.count("ld.shared.f32") < text.count("fma.rn.f32") / 4, name
         if "ensemble" in name:
