@@ -160,4 +160,5 @@ def test_the_backend_finds_the_compiled_engine(make: Any, monkeypatch: Any) -> N
     monkeypatch.setattr(device_supply, "find_spec", lambda name: name.endswith("_cython_cuda"))
     monkeypatch.setattr(cython_cuda, "missing", str)
     monkeypatch.setattr(cython_cuda, "_calls", lambda: make.keywords["calls"])
+    monkeypatch.delitem(loading.failed, "cuda", raising=False)  # of another test
     assert loading._import("cuda").ensemble is cython_cuda.ensemble_engine
