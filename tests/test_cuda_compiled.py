@@ -7,9 +7,7 @@ where a table says so, and loads of 16 bytes are there where they are promised.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -19,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cuda_tools import program
 from planting import planted_module
 
 if not find_spec("numba") or not find_spec("numba_cuda"):
@@ -71,14 +70,6 @@ _OTHERS = {
     "K": types.uint64[::1],
     "D": types.float64[::1],
 }
-
-
-def assembler() -> str | None:
-    """ptxas: of a toolkit, or of the package nvidia-cuda-nvcc."""
-    found = shutil.which("ptxas")
-    places = [Path("/usr/local/cuda/bin/ptxas"), *Path("/usr/local").glob("cuda-*/bin/ptxas")]
-    places += [p for folder in sys.path for p in Path(folder).glob("nvidia/*/bin/ptxas")]
-    return found or next((str(place) for place in places if place.exists()), None)
 
 
 @dataclass(frozen=True)
@@ -242,7 +233,7 @@ def check(name: str, promise: Promise, target: tuple[int, int], folder: Path) ->
     assert bool(re.search(wide, code)) == promise.wide, f"{name}: 16-byte loads"
     if promise.near:
         assert re.search(r"ld\.shared\.v4\.f32", code), f"{name}: 16-byte loads from shared memory"
-    assembles = assembler()
+    assembles = program("ptxas")
     if assembles is None:
         pytest.skip("ptxas is not installed (pip install nvidia-cuda-nvcc)")
     source = folder / "kernel.ptx"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
-from functools import cache
 from pathlib import Path
 
 import pytest
 from cuda_kernels import in_cpp
+from cuda_tools import program
 from emulated_cuda import KERNELS, SOURCES
 
 from fastneuron.kernels.constants import header
@@ -20,17 +19,11 @@ MOST_REGISTERS = 128
 CARDS = ("sm_80", "sm_90", "sm_100")
 
 
-@cache
 def tool(name: str) -> str:
-    """Path of one of the toolkit's programs: nvcc may be a wrapper, so it is asked."""
-    found = shutil.which(name)
-    if found is None and shutil.which("nvcc"):
-        command = ["nvcc", "--dryrun", "-x", "cu", "/dev/null", "-o", "none"]
-        said = subprocess.run(command, text=True, capture_output=True, check=False).stderr
-        top = re.search(r"TOP=(\S+)", said)
-        found = shutil.which(name, path=f"{top[1]}/bin") if top else None
+    """Path of one of the toolkit's programs."""
+    found = program(name)
     if found is None:
-        pytest.skip(f"there is no {name} here")
+        pytest.skip(f"there is no {name} here (pip install nvidia-cuda-nvcc)")
     return found
 
 
