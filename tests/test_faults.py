@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -231,6 +232,7 @@ def test_a_failed_fit_leaves_the_last_whole_step(backend: backends.Backend) -> N
 
 
 def interrupt_after(seconds: float) -> threading.Timer:
+    gc.collect()  # an interrupt in a weak reference's callback is lost: Python can raise none there
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     return timer
