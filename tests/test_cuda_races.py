@@ -144,7 +144,8 @@ def test_a_write_past_a_shared_array_is_found(tmp_path: Path) -> None:
 
 def test_a_write_past_a_launched_array_is_found(tmp_path: Path) -> None:
     size = "static_cast<size_t>(network->numbers) * sizeof(T)"
-    sources = planted(tmp_path, "ensemble.cu", size, f"{size} / 2")
+    # By less than the guard, or more would be lost than is found.
+    sources = planted(tmp_path, "ensemble.cu", size, f"{size} - 16")
     status, said = run(tmp_path / "built", ("ensemble",), sources)
     assert status != 0
     assert "a write past the end of a shared array" in said, said[-4000:]
